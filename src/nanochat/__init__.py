@@ -1,0 +1,1 @@
+"""NanoChat: a small ChatGPT you can train, understand, run and serve yourself."""
