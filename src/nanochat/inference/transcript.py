@@ -1,0 +1,130 @@
+"""From tokens back to what a reader sees: text that is never cut inside a character, and the parts of an answer."""
+
+import codecs
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypedDict, cast
+
+from transformers import PreTrainedTokenizerBase
+
+PartType = Literal["text", "python", "python_output"]
+FinishReason = Literal["stop", "length"]
+
+
+class Part(TypedDict):
+    """One part of an assistant message: words, a call of the calculator, or what the calculator said."""
+
+    type: PartType
+    text: str
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer as it comes.
+
+    Attributes:
+        type: What the piece belongs to: "text" is for the reader, "python" and "python_output" are the tool's.
+        text: The new characters, always whole ones.
+        part: Which part of the answer it continues, counted from 0.
+        finish_reason: None but in the last piece: "stop" at a stop token, "length" where the limit of tokens or the
+            end of the context was reached.
+    """
+
+    type: PartType
+    text: str
+    part: int
+    finish_reason: FinishReason | None = None
+
+
+def join_deltas(deltas: Iterable[Delta]) -> list[Part]:
+    """Return the content of the assistant message that the pieces make: parts in order, none of them empty.
+
+    It can be put back into a conversation as it is; an answer that says nothing is one empty text.
+    """
+    texts: dict[tuple[int, PartType], str] = {}
+    for delta in deltas:
+        key = delta.part, delta.type
+        texts[key] = texts.get(key, "") + delta.text
+    return [Part(type=type, text=text) for (_, type), text in texts.items() if text] or [Part(type="text", text="")]
+
+
+class Vocabulary:
+    """What the engine must know of a tokenizer: the ids of the control tokens, and the bytes of all others."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        def id_of(token: str) -> int:
+            return cast(int, tokenizer.convert_tokens_to_ids(token))
+
+        self.bos, self.assistant_end = id_of("<|bos|>"), id_of("<|assistant_end|>")
+        self.python_start, self.python_end = id_of("<|python_start|>"), id_of("<|python_end|>")
+        self.output_start, self.output_end = id_of("<|output_start|>"), id_of("<|output_end|>")
+        # The engine alone writes these. A model that could would forge a tool's result or the user's words.
+        others_turn = [id_of("<|user_start|>"), id_of("<|user_end|>"), id_of("<|assistant_start|>")]
+        self.reserved = [*others_turn, self.output_start, self.output_end]
+        special = {self.bos, self.assistant_end, self.python_start, self.python_end, *self.reserved}
+        byte_of = _bytes_by_character()
+        self.bytes_of = [  # by id; empty for control tokens
+            b"" if id in special else bytes(byte_of[character] for character in token)
+            for id, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+        ]
+
+
+class Transcript:
+    """Reads the tokens of one answer, one by one, and says what each adds for the reader.
+
+    Bytes that don't make a whole character yet wait for the next token; bytes that never will become U+FFFD, as in
+    the tokenizer's `decode`.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._type: PartType = "text"
+        self._part = 0
+        self._call = ""
+
+    def read(self, token: int) -> list[Delta]:
+        """Return what `token` adds: nothing, a piece, or the waiting end of one part when the token begins another."""
+        vocabulary = self._vocabulary
+        match token:
+            case vocabulary.python_start:
+                return self._begin("python")
+            case vocabulary.output_start:
+                return self._begin("python_output")
+            case vocabulary.python_end | vocabulary.output_end:
+                return self._begin("text")
+        return self._piece(vocabulary.bytes_of[token])
+
+    def end(self, reason: FinishReason) -> Delta:
+        """Return the last piece, with the bytes that still waited."""
+        return Delta(self._type, self._decoder.decode(b"", final=True), self._part, reason)
+
+    @property
+    def open_call(self) -> str | None:
+        """The expression of the call that is being written, or None outside of a call."""
+        return self._call if self._type == "python" else None
+
+    def _begin(self, type: PartType) -> list[Delta]:
+        rest = self._piece(b"", final=True)
+        self._decoder.reset()
+        self._type, self._part, self._call = type, self._part + 1, ""
+        return rest
+
+    def _piece(self, data: bytes, final: bool = False) -> list[Delta]:
+        text = self._decoder.decode(data, final)
+        self._call += text if self._type == "python" else ""
+        return [Delta(self._type, text, self._part)] if text else []
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for (the table of GPT-2).
+
+    Bytes that print as themselves in Latin-1 stand for themselves; the others, in order, are U+0100 and up.
+    """
+    printing = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = (byte for byte in range(256) if byte not in printing)
+    return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}
