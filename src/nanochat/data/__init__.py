@@ -1,0 +1,1 @@
+"""Data: from sources (files, hub, the Primer) to conversations, a token store and batches of rows."""
