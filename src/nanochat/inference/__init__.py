@@ -3,6 +3,6 @@
 from nanochat.inference.calculator import calculate
 from nanochat.inference.engine import Engine, Prompt, Result
 from nanochat.inference.sampling import SamplingParams
-from nanochat.inference.transcript import Delta, Part, join_deltas
+from nanochat.inference.transcript import Delta, join_deltas
 
-__all__ = ["Delta", "Engine", "Part", "Prompt", "Result", "SamplingParams", "calculate", "join_deltas"]
+__all__ = ["Delta", "Engine", "Prompt", "Result", "SamplingParams", "calculate", "join_deltas"]

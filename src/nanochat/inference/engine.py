@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from nanochat.common import UserError
+from nanochat.data.conversations import Conversation, Part
+from nanochat.inference.cache import RoomyLayer
 from nanochat.inference.calculator import calculate
 from nanochat.inference.sampling import SamplingParams, sample
-from nanochat.inference.transcript import Delta, FinishReason, Part, Transcript, Vocabulary, join_deltas
+from nanochat.inference.transcript import Delta, FinishReason, Transcript, Vocabulary, join_deltas
+from nanochat.tokenizer import NanoChatTokenizer
 
-Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+Prompt = str | Sequence[int] | Conversation
 
 MAX_ROWS = 64  # decoded together; more prompts wait their turn
 
@@ -48,7 +51,7 @@ class Engine:
     itself can't write tool results or anybody else's turn: those tokens are never chosen.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: NanoChatTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length: int = model.config.max_position_embeddings  # tokens of prompt and answer together
@@ -72,7 +75,7 @@ class Engine:
         """
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = NanoChatTokenizer.from_pretrained(source)
         except OSError as error:
             raise UserError(
                 f"{source} is neither a folder with a trained model nor a model on the hub: {error}"
@@ -150,7 +153,7 @@ class Engine:
         # Left-padding, so that every row's newest token is in the last column. What the pads hold is masked.
         padded = [[0] * (longest - len(row.prompt)) + row.prompt for row in rows]
         tokens = torch.tensor(padded, device=self.model.device)
-        cache = DynamicCache(config=self.model.config)
+        cache = Cache(layer_class_to_replicate=RoomyLayer)
         while True:
             logits = self._forward(tokens, [longest - len(row.prompt) for row in rows], cache)
             choices = sample(logits, [row.params for row in rows], [row.generator for row in rows]).tolist()
@@ -166,7 +169,7 @@ class Engine:
             tokens = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.model.device)
 
     @torch.inference_mode()
-    def _forward(self, tokens: torch.Tensor, pads: list[int], cache: DynamicCache) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, pads: list[int], cache: Cache) -> torch.Tensor:
         """Run (B, T) new tokens behind what is in the cache; return the last column's logits, (B, V) fp32.
 
         `pads` says how many of each row's columns, from the left, hold nothing.
@@ -208,7 +211,7 @@ class _Row:
         prompt: list[int],
         params: SamplingParams,
         vocabulary: Vocabulary,
-        tokenizer: Any,
+        tokenizer: NanoChatTokenizer,
         context_length: int,
     ) -> None:
         self.prompt = prompt

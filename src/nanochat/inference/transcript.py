@@ -3,19 +3,14 @@
 import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypedDict, cast
+from typing import Literal, cast
 
-from transformers import PreTrainedTokenizerBase
+from nanochat.data.conversations import Part
+from nanochat.tokenizer import NanoChatTokenizer
+from nanochat.tokenizer.byte_level import ranks_of
 
 PartType = Literal["text", "python", "python_output"]
 FinishReason = Literal["stop", "length"]
-
-
-class Part(TypedDict):
-    """One part of an assistant message: words, a call of the calculator, or what the calculator said."""
-
-    type: PartType
-    text: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ def join_deltas(deltas: Iterable[Delta]) -> list[Part]:
 class Vocabulary:
     """What the engine must know of a tokenizer: the ids of the control tokens, and the bytes of all others."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: NanoChatTokenizer) -> None:
         def id_of(token: str) -> int:
             return cast(int, tokenizer.convert_tokens_to_ids(token))
 
@@ -61,12 +56,9 @@ class Vocabulary:
         # The engine alone writes these. A model that could would forge a tool's result or the user's words.
         others_turn = [id_of("<|user_start|>"), id_of("<|user_end|>"), id_of("<|assistant_start|>")]
         self.reserved = [*others_turn, self.output_start, self.output_end]
-        special = {self.bos, self.assistant_end, self.python_start, self.python_end, *self.reserved}
-        byte_of = _bytes_by_character()
-        self.bytes_of = [  # by id; empty for control tokens
-            b"" if id in special else bytes(byte_of[character] for character in token)
-            for id, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
-        ]
+        self.bytes_of = [b""] * len(tokenizer)  # by id; control tokens have none
+        for token, id in ranks_of(tokenizer.backend_tokenizer).items():
+            self.bytes_of[id] = token
 
 
 class Transcript:
@@ -114,17 +106,3 @@ class Transcript:
         text = self._decoder.decode(data, final)
         self._call += text if self._type == "python" else ""
         return [Delta(self._type, text, self._part)] if text else []
-
-
-def _bytes_by_character() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (the table of GPT-2).
-
-    Bytes that print as themselves in Latin-1 stand for themselves; the others, in order, are U+0100 and up.
-    """
-    printing = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    others = (byte for byte in range(256) if byte not in printing)
-    return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}

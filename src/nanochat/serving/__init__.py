@@ -1,0 +1,1 @@
+"""Serving: talking with a model, for now in the terminal."""
