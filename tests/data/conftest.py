@@ -1,4 +1,4 @@
-"""A tokenizer of bytes, small enough to check by eye: the shape of NanoChatTokenizer, without its training."""
+"""Small stores whose tokens tell their own place, and a small tokenizer."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,42 +7,12 @@ import numpy as np
 import pytest
 
 from nanochat.data.store import TokenStore
-
-BOS, USER, USER_END, ASSISTANT, EOS = range(256, 261)
-
-
-class ByteTokenizer:
-    bos_token_id, eos_token_id = BOS, EOS
-
-    def __len__(self) -> int:
-        return 261
-
-    def get_vocab(self) -> dict[str, int]:
-        return {f"<{i}>": i for i in range(len(self))}
-
-    def token_bytes(self) -> np.ndarray:
-        return np.array([1] * 256 + [0] * 5, np.int32)
-
-    def encode_ordinary_batch(self, texts: list[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
-
-    def apply_chat_template(self, conversation: list[dict], **options: bool) -> dict[str, list[int]]:
-        assert options == {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        ids, mask = [BOS], [0]
-        for message in conversation:
-            text = list(message["content"].encode())
-            if message["role"] == "user":
-                ids += [USER, *text, USER_END]
-                mask += [0] * (len(text) + 2)
-            else:
-                ids += [ASSISTANT, *text, EOS]
-                mask += [0] + [1] * (len(text) + 1)
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "assistant_masks": mask}
+from nanochat.tokenizer import NanoChatTokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")
-def byte_tokenizer() -> ByteTokenizer:
-    return ByteTokenizer()
+def tiny_tokenizer() -> NanoChatTokenizer:
+    return train_tokenizer(["the cat sat on the mat and the dog sat on the log"] * 4, 280)
 
 
 @pytest.fixture
