@@ -1,0 +1,120 @@
+"""The Primer: a procedural curriculum for very small chat models. Seeded, unlimited, and honest about what it tests.
+
+`documents` are short prose for pretraining, `conversations` are chats for tuning, `SKILLS` ask held-out questions and
+score the replies. Nothing here reads a file or a clock: the same arguments give the same text in every process.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from nanochat.data.primer import chatter, knowledge, numbers, tasks
+from nanochat.data.primer import documents as prose
+from nanochat.data.primer.skill import Conversation, Exchange, Question, Skill, check_split, is_held_out, messages
+
+__all__ = ["SKILLS", "Conversation", "Question", "Skill", "conversations", "documents", "sample"]
+
+
+def _greetings_talk(rng: random.Random, split: str) -> list[Exchange]:
+    if rng.random() < 0.5:
+        return chatter.remember(rng, split)
+    return knowledge.talk("greetings", chatter.GREETINGS, rng, split)
+
+
+_PHRASING = "Facts cannot be held out; held out are (fact, phrasing) pairs, so the exact question is new."
+SKILLS: dict[str, Skill] = {
+    skill.name: skill
+    for skill in (
+        Skill("identity", f"Who the model is and what it can do. {_PHRASING}",
+              partial(knowledge.talk, "identity", chatter.IDENTITY)),
+        Skill("greetings", "Greetings (held out: phrasings) and what the user just said (held out: names, colours, homes).",
+              _greetings_talk),
+        Skill("capitals", f"Capitals, countries and continents. {_PHRASING}",
+              partial(knowledge.talk, "capitals", knowledge.CAPITALS)),
+        Skill("animals", f"Sounds, legs, young and homes of animals. {_PHRASING}",
+              partial(knowledge.talk, "animals", knowledge.ANIMALS)),
+        Skill("things", f"Colours, materials, purposes, kinds and shapes of things. {_PHRASING}",
+              partial(knowledge.talk, "things", knowledge.THINGS)),
+        Skill("opposites", f"Words that mean the opposite. {_PHRASING}",
+              partial(knowledge.talk, "opposites", knowledge.OPPOSITES)),
+        Skill("calendar", f"Days, months, seasons and their numbers. {_PHRASING}",
+              partial(knowledge.talk, "calendar", knowledge.CALENDAR)),
+        Skill("spelling", f"Spelling letter by letter and first letters. {_PHRASING}",
+              partial(knowledge.talk, "spelling", knowledge.SPELLING)),
+        Skill("letters", "Counting a letter in a word with the calculator. Held out: (word, letter) pairs.",
+              tasks.letters_talk),
+        Skill("arithmetic", "Sums and word problems with the calculator. Held out: operand pairs, in either order for + and *.",
+              numbers.arithmetic_talk),
+        Skill("numbers", "Comparing two or three numbers and putting three in order. Held out: sets of numbers.",
+              numbers.numbers_talk),
+        Skill("instructions", "Repeating, picking, reversing and leaving out words. Held out: the word lists.",
+              tasks.instructions_talk),
+        Skill("stories", "Questions about a story just told. Held out: the stories.", tasks.stories_talk),
+    )
+}  # fmt: skip
+
+# How often each skill comes in conversations: what is hard for a small transformer comes more often.
+_WEIGHTS = {
+    "identity": 3, "greetings": 4, "capitals": 5, "animals": 6, "things": 6, "opposites": 4, "calendar": 5, "spelling": 8,
+    "letters": 8, "arithmetic": 10, "numbers": 10, "instructions": 10, "stories": 9,
+}  # fmt: skip
+_SYSTEM = (
+    "You are a helpful assistant.",
+    "You are NanoChat.",
+    "Answer the user's questions.",
+    "Be brief and friendly.",
+)
+_SPOKEN_SKILLS = [name for name in SKILLS if name not in ("letters", "arithmetic")]  # dialogues without tool calls
+
+
+def documents(split: str = "train", seed: int = 0) -> Iterator[str]:
+    """Endless plain documents of `split` ("train" or "val"), 10 to 120 words each, ASCII."""
+    check_split(split)
+    rng = random.Random(f"primer/documents/{split}/{seed}")
+    kinds, weights = list(prose.KINDS), list(prose.KINDS.values())
+    while True:
+        if rng.random() < 0.25:
+            text = prose.dialogue(SKILLS[rng.choice(_SPOKEN_SKILLS)].talk(rng, split))
+        else:
+            text = rng.choices(kinds, weights)[0](rng, split)
+        # Facts are the same in both splits, so here whole texts are held out: no val document is in train.
+        if is_held_out("documents", text) == (split == "val"):
+            yield text
+
+
+def conversations(split: str = "train", seed: int = 0) -> Iterator[Conversation]:
+    """Endless chats of one to four exchanges of `split` ("train" or "val"); all their items are of that split."""
+    check_split(split)
+    rng = random.Random(f"primer/conversations/{split}/{seed}")
+    names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    while True:
+        talk: Sequence[Exchange] = SKILLS[rng.choices(names, weights)[0]].talk(rng, split)
+        if rng.random() < 0.2:  # the subject changes
+            talk = [*talk, *SKILLS[rng.choices(names, weights)[0]].talk(rng, split)][:4]
+        conversation = messages(talk)
+        if rng.random() < 0.04:
+            conversation.insert(0, {"role": "system", "content": rng.choice(_SYSTEM)})
+        yield conversation
+
+
+def sample(seed: int = 0) -> str:
+    """Printable text: a few documents, then per skill one held-out question with its answer and score."""
+    lines = ["Documents", "---------"]
+    stream = documents("train", seed)
+    lines += [f"{next(stream)}\n" for _ in range(8)]
+    lines += ["Skills (held-out questions)", "---------------------------"]
+    for skill in SKILLS.values():
+        question = skill.questions("val", 1, seed)[0]
+        lines.append(f"{skill.name}: {skill.description}")
+        lines += [f"  {message['role']}: {_visible(message['content'])}" for message in question.conversation]
+        if question.tool:
+            lines.append(f"  calculator: {question.tool[0]} = {question.tool[1]}")
+        lines.append(f"  assistant: {question.reference}")
+        lines.append(f"  expects {question.answer!r}, scores {skill.score(question, question.reference)}\n")
+    return "\n".join(lines)
+
+
+def _visible(content: str | list[dict[str, str]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
