@@ -27,7 +27,8 @@ SKILLS: dict[str, Skill] = {
     for skill in (
         Skill("identity", f"Who the model is and what it can do. {_PHRASING}",
               partial(knowledge.talk, "identity", chatter.IDENTITY)),
-        Skill("greetings", "Greetings (held out: phrasings) and what the user just said (held out: names, colours, homes).",
+        Skill("greetings",
+        "Greetings (held out: phrasings) and what the user just said (held out: names, colours, homes).",
               _greetings_talk),
         Skill("capitals", f"Capitals, countries and continents. {_PHRASING}",
               partial(knowledge.talk, "capitals", knowledge.CAPITALS)),
@@ -43,7 +44,8 @@ SKILLS: dict[str, Skill] = {
               partial(knowledge.talk, "spelling", knowledge.SPELLING)),
         Skill("letters", "Counting a letter in a word with the calculator. Held out: (word, letter) pairs.",
               tasks.letters_talk),
-        Skill("arithmetic", "Sums and word problems with the calculator. Held out: operand pairs, in either order for + and *.",
+        Skill("arithmetic",
+        "Sums and word problems with the calculator. Held out: operand pairs, in either order for + and *.",
               numbers.arithmetic_talk),
         Skill("numbers", "Comparing two or three numbers and putting three in order. Held out: sets of numbers.",
               numbers.numbers_talk),
@@ -55,7 +57,8 @@ SKILLS: dict[str, Skill] = {
 
 # How often each skill comes in conversations: what is hard for a small transformer comes more often.
 _WEIGHTS = {
-    "identity": 3, "greetings": 4, "capitals": 5, "animals": 6, "things": 6, "opposites": 4, "calendar": 5, "spelling": 8,
+    "identity": 3, "greetings": 4, "capitals": 5, "animals": 6, "things": 6, "opposites": 4, "calendar": 5,
+    "spelling": 8,
     "letters": 8, "arithmetic": 10, "numbers": 10, "instructions": 10, "stories": 9,
 }  # fmt: skip
 _SYSTEM = (

@@ -68,7 +68,8 @@ def comparing(rng: random.Random, split: str) -> str:
         low, high = sorted(numbers.draw_numbers(rng, split, 2))
         sentences.append(rng.choice((
             "{h} is larger than {l}.", "{l} is smaller than {h}.", "{h} is more than {l}.", "{l} is less than {h}.",
-            "{h} is bigger than {l}.", "{h} is greater than {l}.", "{l} comes before {h}.", "Of {l} and {h}, {h} is the larger.",
+            "{h} is bigger than {l}.", "{h} is greater than {l}.", "{l} comes before {h}.",
+            "Of {l} and {h}, {h} is the larger.",
             "Of {h} and {l}, {l} is the smaller.",
         )).format(l=low, h=high))  # fmt: skip
     return " ".join(sentences)
@@ -79,7 +80,8 @@ def ordering(rng: random.Random, split: str) -> str:
     up, listed = sorted(given), ", ".join(map(str, given))
     rising, falling = ", ".join(map(str, up)), ", ".join(map(str, reversed(up)))
     return rng.choice((
-        "The numbers {l} in order are {r}.", "From small to large: {l} becomes {r}.", "From large to small: {l} becomes {f}.",
+        "The numbers {l} in order are {r}.", "From small to large: {l} becomes {r}.",
+        "From large to small: {l} becomes {f}.",
         "The largest of {l} is {h}, and the smallest is {s}.", "Sorted from small to large, {l} is {r}.",
     )).format(l=listed, r=rising, f=falling, h=up[-1], s=up[0])  # fmt: skip
 
@@ -105,7 +107,8 @@ def letters(rng: random.Random, split: str) -> str:
     word, letter = tasks.draw_letter(rng, split)
     call, reply = tasks.letter_call(word, letter), tasks.letter_reply(word, letter)
     return rng.choice((
-        'The word "{w}" is spelled {s}. {r}', 'To count the letter "{l}" in "{w}", type {c} into the calculator. It shows {n}. {r}',
+        'The word "{w}" is spelled {s}. {r}',
+        'To count the letter "{l}" in "{w}", type {c} into the calculator. It shows {n}. {r}',
     )).format(w=word, s="-".join(word), l=letter, c=call, n=word.count(letter), r=reply)  # fmt: skip
 
 
@@ -134,7 +137,8 @@ def greeting(rng: random.Random, split: str) -> str:
 
 # How often each kind of document comes.
 KINDS: dict[Callable[[random.Random, str], str], int] = {
-    capitals: 12, animals: 12, things: 12, opposites: 6, calendar: 8, spelling: 16, identity: 2, counting: 3, comparing: 8,
+    capitals: 12, animals: 12, things: 12, opposites: 6, calendar: 8, spelling: 16, identity: 2, counting: 3,
+    comparing: 8,
     ordering: 5, sums: 5, problems: 3, letters: 6, stories: 10, lists: 8, greeting: 2,
 }  # fmt: skip
 

@@ -153,7 +153,8 @@ ANIMALS = [
         ),
         follow=("And {ax}?", "What about {ax}?", "And how many has {ax}?"),
         reply=("{ax} has {y} legs.",),
-        prose=("{ax} has {y} legs.", "The {x} has {y} legs.", "There are {y} legs on {ax}.", "{ax} is an animal with {y} legs."),
+        prose=("{ax} has {y} legs.", "The {x} has {y} legs.", "There are {y} legs on {ax}.",
+        "{ax} is an animal with {y} legs."),
         rivals=("no", "two", "four", "six", "eight"),
     ),
     Relation(
@@ -165,7 +166,8 @@ ANIMALS = [
         ),
         follow=("And a young {x}?", "And a baby {x}?", "What about {ax}?"),
         reply=("A young {x} is called {ay}.", "A young {x} is {ay}."),
-        prose=("A young {x} is called {ay}.", "A baby {x} is {ay}.", "The {x} looks after its {y}.", "{ay} grows up to be {ax}."),
+        prose=("A young {x} is called {ay}.", "A baby {x} is {ay}.", "The {x} looks after its {y}.",
+        "{ay} grows up to be {ax}."),
     ),
     Relation(
         "home",
@@ -176,7 +178,8 @@ ANIMALS = [
         ),
         follow=("And {ax}?", "What about {ax}?", "And where does {ax} live?"),
         reply=("{ax} lives in a {y}.", "The home of {ax} is a {y}."),
-        prose=("{ax} lives in a {y}.", "The home of {ax} is a {y}.", "The {x} goes back to its {y}.", "In the {y} lives {ax}."),
+        prose=("{ax} lives in a {y}.", "The home of {ax} is a {y}.", "The {x} goes back to its {y}.",
+        "In the {y} lives {ax}."),
     ),
 ]  # fmt: skip
 
@@ -213,7 +216,8 @@ THINGS = [
         ),
         follow=("And to {x}?", "And what do I need to {x}?", "And if I want to {x}?"),
         reply=("To {x}, use the {y}.",),
-        prose=("To {x}, use the {y}.", "With the {y} you can {x}.", "The {y} is there to {x}.", "She took the {y} to {x}."),
+        prose=("To {x}, use the {y}.", "With the {y} you can {x}.", "The {y} is there to {x}.",
+        "She took the {y} to {x}."),
     ),
     Relation(
         "kind",
@@ -235,7 +239,8 @@ THINGS = [
         ),
         follow=("And {ax}?", "What about {ax}?", "And how many has {ax}?"),
         reply=("{ax} has {y} sides.",),
-        prose=("{ax} has {y} sides.", "The {x} has {y} sides and {y} corners.", "A shape with {y} sides and corners: {ax}."),
+        prose=("{ax} has {y} sides.", "The {x} has {y} sides and {y} corners.",
+        "A shape with {y} sides and corners: {ax}."),
     ),
 ]  # fmt: skip
 
@@ -246,7 +251,8 @@ OPPOSITES = [
         _OPPOSITES,
         ask=(
             'What is the opposite of "{x}"?', "What is the opposite of {x}?", "Tell me the opposite of {x}.",
-            'Which word is the opposite of "{x}"?', "Do you know the opposite of {x}?", 'What is not "{x}" but the opposite?',
+            'Which word is the opposite of "{x}"?', "Do you know the opposite of {x}?",
+            'What is not "{x}" but the opposite?',
             "Give me the opposite of {x}.", "If it is not {x}, it is the opposite. What is it?",
             'Name the opposite of "{x}".', "The opposite of {x} is what?",
         ),
@@ -272,18 +278,21 @@ def _sequence(kind: str, names: Sequence[str]) -> list[Relation]:
             after,
             ask=(
                 f"Which {kind} comes after {{x}}?", f"What {kind} comes after {{x}}?", "What comes after {x}?",
-                f"Which {kind} follows {{x}}?", f"Tell me the {kind} after {{x}}.", f"After {{x}}, which {kind} comes next?",
+                f"Which {kind} follows {{x}}?", f"Tell me the {kind} after {{x}}.",
+                f"After {{x}}, which {kind} comes next?",
             ),
             follow=("And after {x}?", "And what comes after {x}?"),
             reply=("{y} comes after {x}.", "After {x} comes {y}."),
-            prose=("After {x} comes {y}.", "{y} comes after {x}.", f"The {kind} after {{x}} is {{y}}.", "{x} is followed by {y}."),
+            prose=("After {x} comes {y}.", "{y} comes after {x}.", f"The {kind} after {{x}} is {{y}}.",
+            "{x} is followed by {y}."),
         ),
         Relation(
             f"{kind} before",
             {value: name for name, value in after.items()},
             ask=(
                 f"Which {kind} comes before {{x}}?", f"What {kind} comes before {{x}}?", "What comes before {x}?",
-                f"Tell me the {kind} before {{x}}.", f"Before {{x}}, which {kind} is it?", f"What is the {kind} just before {{x}}?",
+                f"Tell me the {kind} before {{x}}.", f"Before {{x}}, which {kind} is it?",
+                f"What is the {kind} just before {{x}}?",
             ),
             follow=("And before {x}?", "And what comes before {x}?"),
             reply=("{y} comes before {x}.", "Before {x} comes {y}."),
@@ -315,7 +324,8 @@ CALENDAR += [
         ask=(
             f"How many {key.split('|')[0]} are there in {{x}}?", f"How many {key.split('|')[0]} does {{x}} have?",
             f"How many {key.split('|')[0]} are in {{x}}?", f"How many {key.split('|')[0]} make up {{x}}?",
-            f"Tell me how many {key.split('|')[0]} {{x}} has.", f"Do you know how many {key.split('|')[0]} are in {{x}}?",
+            f"Tell me how many {key.split('|')[0]} {{x}} has.",
+            f"Do you know how many {key.split('|')[0]} are in {{x}}?",
         ),
         reply=(f"There are {{y}} {key.split('|')[0]} in {{x}}.",),
         prose=(f"There are {{y}} {key.split('|')[0]} in {{x}}.", f"{{x}} has {{y}} {key.split('|')[0]}."),
@@ -332,7 +342,8 @@ SPELLING = [
         ask=(
             'How do you spell "{x}"?', 'Spell "{x}".', 'Spell the word "{x}".', 'How is "{x}" spelled?',
             'Can you spell "{x}"?', 'Please spell "{x}" for me.', 'Spell "{x}" letter by letter.',
-            'Which letters are in the word "{x}"?', 'How do I write "{x}" letter by letter?', 'What is the spelling of "{x}"?',
+            'Which letters are in the word "{x}"?', 'How do I write "{x}" letter by letter?',
+            'What is the spelling of "{x}"?',
         ),
         follow=('And "{x}"?', 'And the word "{x}"?', 'Now spell "{x}".'),
         reply=("{y}.", '"{x}" is spelled {y}.'),
@@ -345,12 +356,15 @@ SPELLING = [
         "first letter",
         {word: word[0] for word in WORDS},
         ask=(
-            'What is the first letter of "{x}"?', 'Which letter does "{x}" begin with?', 'What letter does "{x}" start with?',
-            'Tell me the first letter of "{x}".', 'With which letter does the word "{x}" begin?', 'Give me the first letter of "{x}".',
+            'What is the first letter of "{x}"?', 'Which letter does "{x}" begin with?',
+            'What letter does "{x}" start with?',
+            'Tell me the first letter of "{x}".', 'With which letter does the word "{x}" begin?',
+            'Give me the first letter of "{x}".',
         ),
         follow=('And of "{x}"?', 'And the first letter of "{x}"?'),
         reply=('The first letter of "{x}" is "{y}".',),
-        prose=('The first letter of "{x}" is "{y}".', 'The word "{x}" begins with "{y}".', '"{x}" starts with the letter "{y}".'),
+        prose=('The first letter of "{x}" is "{y}".', 'The word "{x}" begins with "{y}".',
+        '"{x}" starts with the letter "{y}".'),
         rivals=_LETTERS,
         lower=False,
     ),

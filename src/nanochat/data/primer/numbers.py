@@ -60,8 +60,10 @@ WAYS = {  # how a sum is read aloud
 }
 SPOKEN = {"+": "{a} plus {b}", "-": "{a} minus {b}", "*": "{a} times {b}", "/": "{a} divided by {b}"}
 _ASK = (
-    "What is {s}?", "What's {s}?", "How much is {s}?", "Calculate {s}.", "Compute {s}.", "Work out {s}.", "Can you work out {s}?",
-    "Tell me {s}.", "{s}?", "{s} = ?", "I need to know {s}.", "Please calculate {s}.", "Find {s}.", "Do you know what {s} is?",
+    "What is {s}?", "What's {s}?", "How much is {s}?", "Calculate {s}.", "Compute {s}.", "Work out {s}.",
+    "Can you work out {s}?",
+    "Tell me {s}.", "{s}?", "{s} = ?", "I need to know {s}.", "Please calculate {s}.", "Find {s}.",
+    "Do you know what {s} is?",
 )  # fmt: skip
 _FOLLOW = ("And {s}?", "And what is {s}?", "What about {s}?", "Now {s}.")
 
@@ -144,8 +146,10 @@ def pair_exchange(rng: random.Random, a: int, b: int) -> Exchange:
     word = rng.choice(_MORE if more else _LESS)
     right, other = (max(a, b), min(a, b)) if more else (min(a, b), max(a, b))
     text = rng.choice((
-        "Which is {w}, {a} or {b}?", "Which number is {w}, {a} or {b}?", "Which is {w}: {a} or {b}?", "What is {w}, {a} or {b}?",
-        "Tell me which is {w}, {a} or {b}.", "{a} or {b}: which is {w}?", "Which of {a} and {b} is {w}?", "Is {a} or {b} {w}?",
+        "Which is {w}, {a} or {b}?", "Which number is {w}, {a} or {b}?", "Which is {w}: {a} or {b}?",
+        "What is {w}, {a} or {b}?",
+        "Tell me which is {w}, {a} or {b}.", "{a} or {b}: which is {w}?", "Which of {a} and {b} is {w}?",
+        "Is {a} or {b} {w}?",
     )).format(w=word, a=a, b=b)  # fmt: skip
     return Exchange(
         decorate(rng, text),

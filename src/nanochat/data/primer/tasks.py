@@ -8,9 +8,12 @@ from nanochat.data.primer.knowledge import with_article
 from nanochat.data.primer.skill import Exchange, decorate, draw_item
 
 _COUNT = (
-    'How many times does the letter "{l}" appear in "{w}"?', 'How many "{l}" are in "{w}"?', 'Count the letter "{l}" in "{w}".',
-    'How often is the letter "{l}" in the word "{w}"?', 'How many letters "{l}" does "{w}" have?', 'How many of the letter "{l}" are in "{w}"?',
-    'In the word "{w}", how many times is there "{l}"?', 'Count how often "{l}" is in "{w}".', 'How many times is "{l}" in "{w}"?',
+    'How many times does the letter "{l}" appear in "{w}"?', 'How many "{l}" are in "{w}"?',
+    'Count the letter "{l}" in "{w}".',
+    'How often is the letter "{l}" in the word "{w}"?', 'How many letters "{l}" does "{w}" have?',
+    'How many of the letter "{l}" are in "{w}"?',
+    'In the word "{w}", how many times is there "{l}"?', 'Count how often "{l}" is in "{w}".',
+    'How many times is "{l}" in "{w}"?',
     'What is the number of "{l}" in the word "{w}"?',
 )  # fmt: skip
 
@@ -143,18 +146,22 @@ def _without(values: tuple[str, ...], answer: str) -> tuple[str, ...]:
 
 def _pet_story(rng: random.Random) -> Story:
     name, pet, called, colour = (
-        rng.choice(list(words.NAMES)), rng.choice(words.STORY_PETS), rng.choice(words.STORY_PET_NAMES), rng.choice(words.STORY_COLOURS[4:7])
+        rng.choice(list(words.NAMES)), rng.choice(words.STORY_PETS), rng.choice(words.STORY_PET_NAMES),
+        rng.choice(words.STORY_COLOURS[4:7])
     )  # fmt: skip
     pronoun, possessive = words.NAMES[name]
     text = rng.choice((
-        "{n} has {ap}. The {p} is {c} and is called {d}.", "{n} got {ap} for {q} birthday. It is {c}. {s} called it {d}.",
+        "{n} has {ap}. The {p} is {c} and is called {d}.",
+        "{n} got {ap} for {q} birthday. It is {c}. {s} called it {d}.",
         "{n} loves {q} {p}. The {p} is called {d} and it is {c}.",
     )).format(n=name, p=pet, ap=with_article(pet), d=called, c=colour, s=pronoun, q=possessive)  # fmt: skip
     return Story(text, [
-        (f"What is the name of {name}'s {pet}?", f"The {pet} is called {called}.", called, _without(words.STORY_PET_NAMES, called)),
+        (f"What is the name of {name}'s {pet}?", f"The {pet} is called {called}.",
+        called, _without(words.STORY_PET_NAMES, called)),
         (f"What colour is the {pet}?", f"The {pet} is {colour}.", colour, _without(words.STORY_COLOURS, colour)),
         (f"Who has the {pet}?", f"{name} has the {pet}.", name, _without(tuple(words.NAMES), name)),
-        (f"What kind of animal is {called}?", f"{called} is {with_article(pet)}.", pet, _without(words.STORY_PETS, pet)),
+        (f"What kind of animal is {called}?", f"{called} is {with_article(pet)}.",
+        pet, _without(words.STORY_PETS, pet)),
     ])  # fmt: skip
 
 
@@ -167,7 +174,8 @@ def _find_story(rng: random.Random) -> Story:
     )
     pronoun = words.NAMES[finder][0]
     text = rng.choice((
-        "{f} found {ac} {t} under the {s}. {p} gave it to {g}.", "One day {f} saw {ac} {t} under the {s}. {p} gave the {t} to {g}.",
+        "{f} found {ac} {t} under the {s}. {p} gave it to {g}.",
+        "One day {f} saw {ac} {t} under the {s}. {p} gave the {t} to {g}.",
         "Under the {s} there was {ac} {t}. {f} found it and gave it to {g}.",
     )).format(f=finder, g=friend, t=thing, s=spot, ac=with_article(colour), p=pronoun)  # fmt: skip
     names = tuple(words.NAMES)
@@ -175,7 +183,8 @@ def _find_story(rng: random.Random) -> Story:
         ("Where was the " + thing + "?", f"The {thing} was under the {spot}.", spot, _without(words.STORY_SPOTS, spot)),
         (f"Who found the {thing}?", f"{finder} found the {thing}.", finder, _without(names, finder)),
         (f"Who got the {thing}?", f"{friend} got the {thing}.", friend, _without(names, friend)),
-        (f"What did {finder} find?", f"{finder} found {with_article(colour)} {thing}.", thing, _without(words.STORY_THINGS, thing)),
+        (f"What did {finder} find?", f"{finder} found {with_article(colour)} {thing}.",
+        thing, _without(words.STORY_THINGS, thing)),
         (f"What colour was the {thing}?", f"The {thing} was {colour}.", colour, _without(words.STORY_COLOURS, colour)),
     ])  # fmt: skip
 
@@ -202,7 +211,8 @@ def _meal_story(rng: random.Random) -> Story:
     one, two = rng.sample(words.STORY_FOODS, 2)
     meal = rng.choice(("breakfast", "lunch", "dinner"))
     text = rng.choice((
-        "At {m}, {a} ate {x} and {b} ate {y}.", "{a} and {b} sat down for {m}. {a} ate {x}. {b} ate {y}.", "For {m}, {a} had {x}. {b} ate {y}, and {a} ate {x}.",
+        "At {m}, {a} ate {x} and {b} ate {y}.", "{a} and {b} sat down for {m}. {a} ate {x}. {b} ate {y}.",
+        "For {m}, {a} had {x}. {b} ate {y}, and {a} ate {x}.",
     )).format(m=meal, a=first, b=second, x=one, y=two)  # fmt: skip
     names = tuple(words.NAMES)
     questions = []
