@@ -36,16 +36,12 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    """Import the modules that hold the classes; each registers its own at its end.
 
-    from nanochat.model.configuration import NanoChatConfig
-    from nanochat.model.modeling import NanoChatForCausalLM, NanoChatModel
-    from nanochat.tokenizer import NanoChatTokenizer
-
-    AutoConfig.register("nanochat", NanoChatConfig, exist_ok=True)
-    AutoModel.register(NanoChatConfig, NanoChatModel, exist_ok=True)
-    AutoModelForCausalLM.register(NanoChatConfig, NanoChatForCausalLM, exist_ok=True)
-    AutoTokenizer.register(NanoChatConfig, fast_tokenizer_class=NanoChatTokenizer, exist_ok=True)
+    So it does not matter which of them, or whether Transformers, happens to be half-way through its import.
+    """
+    for module in ("nanochat.model.configuration", "nanochat.model.modeling", "nanochat.tokenizer.tokenization"):
+        importlib.import_module(module)
 
 
 class _RegisterAfterTransformers(importlib.abc.MetaPathFinder):

@@ -8,7 +8,7 @@ Shapes: `B` rows of a global batch, `T` tokens of a row, `N` tokens of the store
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,21 @@ class Batch:
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def split(self, rows: int) -> Iterator["Batch"]:
+        """Micro-batches of at most `rows` rows, in order."""
+        for start in range(0, len(self.input_ids), rows):
+            yield self._map(lambda tensor, start=start: tensor[start : start + rows])
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        positions = self.position_ids
+        return Batch(
+            function(self.input_ids), function(self.labels), None if positions is None else function(positions)
+        )
 
 
 class _Batches(abc.ABC):

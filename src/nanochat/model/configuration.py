@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
@@ -186,3 +187,6 @@ class NanoChatConfig(PreTrainedConfig):
 
 def _next_multiple(value: int, factor: int) -> int:
     return -(-value // factor) * factor
+
+
+AutoConfig.register("nanochat", NanoChatConfig, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -421,3 +422,7 @@ class NanoChatForCausalLM(NanoChatPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+AutoModel.register(NanoChatConfig, NanoChatModel, exist_ok=True)
+AutoModelForCausalLM.register(NanoChatConfig, NanoChatForCausalLM, exist_ok=True)

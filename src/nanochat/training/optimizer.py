@@ -1,0 +1,92 @@
+"""Muon for the matrices of the blocks, AdamW for the embedding and the output head."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanochat.model.modeling import NanoChatForCausalLM
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's quintic, https://kellerjordan.github.io/posts/muon/
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Replace each matrix of a stack (N, rows, cols) by an approximation of its nearest semi-orthogonal one.
+
+    Newton–Schulz iterations drive all singular values into about 0.7 to 1.2, which is close enough for Muon. They
+    run in bf16: the iteration corrects its own rounding.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.size(-2) > matrices.size(-1)
+    X = matrices.bfloat16()
+    if tall:
+        X = X.mT
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # the iteration converges for singular values up to 1
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return (X.mT if tall else X).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """SGD with Nesterov momentum whose update is orthogonalized, for 2D weights.
+
+    The learning rate is the spectral size of an update: `lr * sqrt(max(1, rows / cols))` as in the original
+    nanochat. Weight decay is decoupled. Matrices of one shape are stacked and orthogonalized together.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, parameters in by_shape.items():
+                self._step_stack(parameters, group, group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+
+    def _step_stack(self, parameters: list[nn.Parameter], group: dict[str, Any], lr: float) -> None:
+        updates = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+            updates.append(parameter.grad.lerp(buffer, group["momentum"]))
+        for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
+            parameter.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr)
+
+
+def build_optimizers(
+    model: NanoChatForCausalLM,
+    matrix_lr: float,
+    embedding_lr: float,
+    head_lr: float,
+    weight_decay: float,
+) -> list[torch.optim.Optimizer]:
+    """The two optimizers of a NanoChatForCausalLM; each group remembers its peak rate as `initial_lr`.
+
+    A tied embedding counts as the head. Biases, if the model has any, go with the embedding.
+    """
+    matrices, embeddings, heads = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter is model.lm_head.weight:
+            heads.append(parameter)
+        elif parameter.ndim == 2 and "embed_tokens" not in name:
+            matrices.append(parameter)
+        else:
+            embeddings.append(parameter)
+    muon = Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+    groups = [{"params": p, "lr": lr} for p, lr in ((embeddings, embedding_lr), (heads, head_lr)) if p]
+    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
+    for group in muon.param_groups + adamw.param_groups:
+        group["initial_lr"] = group["lr"]
+    return [muon, adamw]

@@ -1,0 +1,190 @@
+"""The recipe: everything that `--depth` decides about a training run, each value open to change."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.common import UserError, atomic_file
+from nanochat.model.accounting import flops_per_token, parameter_counts
+from nanochat.model.configuration import NanoChatConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One stage of training, complete: the model's shape, the horizon, the batch, the optimizer.
+
+    Attributes:
+        depth: layers of the model.
+        hidden_size, num_attention_heads, vocab_size, seq_len: the rest of its shape; seq_len is also its context.
+        tokens: how many tokens the stage sees.
+        batch_tokens: tokens of one optimizer step.
+        micro_batch_tokens: tokens of one forward and backward pass; gradients add up to the batch.
+        matrix_lr, embedding_lr, head_lr: peak learning rates of Muon (block matrices) and AdamW.
+        weight_decay: decoupled, of the block matrices.
+        warmup_steps: steps over which the rates rise.
+        decay_fraction: the last part of the steps, over which they fall linearly to `final_lr_fraction` of the peak.
+        seed: of the initial weights and the order of the data.
+        dtype: "bfloat16" (autocast over fp32 weights) or "float32".
+    """
+
+    depth: int
+    hidden_size: int
+    num_attention_heads: int
+    vocab_size: int
+    seq_len: int
+    tokens: int
+    batch_tokens: int
+    micro_batch_tokens: int
+    matrix_lr: float
+    embedding_lr: float
+    head_lr: float
+    weight_decay: float
+    warmup_steps: int
+    decay_fraction: float
+    final_lr_fraction: float
+    seed: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "vocab_size", "seq_len", "tokens", "batch_tokens", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("matrix_lr", "embedding_lr", "head_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}.")
+        if self.batch_tokens % self.seq_len:
+            raise UserError(
+                f"batch_tokens must be a multiple of seq_len = {self.seq_len} (whole rows), got {self.batch_tokens}; "
+                f"try {-(-self.batch_tokens // self.seq_len) * self.seq_len}."
+            )
+        if self.dtype not in ("bfloat16", "float32"):
+            raise UserError(f'dtype must be "bfloat16" or "float32", got {self.dtype!r}.')
+
+    @classmethod
+    def from_depth(cls, depth: int, vocab_size: int, **chosen: Any) -> "Recipe":
+        """The recipe for a model of `depth` layers; `chosen` values replace computed ones, `None` leaves them.
+
+        Width 64 per layer, rounded up to whole heads of 128; horizon 10 tokens per weight that multiplies
+        (matrices + head); the batch grows with the horizon but leaves at least some 500 steps to small runs.
+
+        Raises:
+            UserError: for values that no run can have.
+        """
+        if depth < 1:
+            raise UserError(f"depth must be at least 1, got {depth}.")
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        hidden_size = -(-64 * depth // 128) * 128
+        seq_len = chosen.get("seq_len", min(2048, 128 * depth))
+        scaling_parameters = 12 * depth * hidden_size**2 + vocab_size * hidden_size
+        tokens = chosen.get("tokens", 10 * scaling_parameters)
+        batch_tokens = chosen.get("batch_tokens", _batch_tokens(tokens, seq_len))
+        if "tokens" not in chosen:
+            tokens = max(1, tokens // batch_tokens) * batch_tokens
+        # Rates found at depth 4 and batches of 8,192 tokens (docs/log.md); they grow with the root of the batch,
+        # those of AdamW also fall with the root of the width (the rule of the original nanochat).
+        batch_factor = min(1.0, (batch_tokens / 2**13)) ** 0.5
+        width_factor = (hidden_size / 256) ** -0.5
+        computed = {
+            "seq_len": seq_len,
+            "tokens": tokens,
+            "batch_tokens": batch_tokens,
+            "micro_batch_tokens": min(batch_tokens, max(seq_len, 2**13)),
+            "matrix_lr": 0.02 * batch_factor,
+            "embedding_lr": 0.3 * batch_factor * width_factor,
+            "head_lr": 0.008 * batch_factor * width_factor,
+            "weight_decay": 0.0,
+            "warmup_steps": min(40, max(1, tokens // batch_tokens // 20)),
+            "decay_fraction": 0.65,
+            "final_lr_fraction": 0.05,
+            "seed": 0,
+            "dtype": None,
+        }
+        values = {**computed, **chosen}
+        if values["dtype"] is None:
+            values["dtype"] = "bfloat16" if bfloat16_pays() else "float32"
+        return cls(
+            depth=depth,
+            hidden_size=hidden_size,
+            num_attention_heads=hidden_size // 128,
+            vocab_size=vocab_size,
+            **values,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: whole batches until `tokens` are seen."""
+        return -(-self.tokens // self.batch_tokens)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of `seq_len` tokens in one optimizer step."""
+        return self.batch_tokens // self.seq_len
+
+    def config(self) -> NanoChatConfig:
+        """The model's configuration."""
+        return NanoChatConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.num_attention_heads,
+            max_position_embeddings=self.seq_len,
+        )
+
+    def flops(self) -> int:
+        """Floating-point operations of the whole stage."""
+        return flops_per_token(self.config(), self.seq_len) * self.steps * self.batch_tokens
+
+    def summary(self) -> str:
+        """The recipe in two lines for people."""
+        counts = parameter_counts(self.config())
+        return (
+            f"depth {self.depth}, width {self.hidden_size}, {self.num_attention_heads} heads, vocabulary "
+            f"{self.vocab_size}: {counts['total'] / 1e6:.1f} M parameters ({counts['matrices'] / 1e6:.1f} M in blocks)\n"
+            f"{self.steps} steps of {self.batch_size} rows x {self.seq_len} tokens = "
+            f"{self.steps * self.batch_tokens / 1e6:.1f} M tokens, {self.flops():.2e} FLOPs, {self.dtype}"
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the recipe as JSON, atomically."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing or not a recipe.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is not a readable recipe ({error}); start anew under another --run.") from None
+
+
+def _batch_tokens(tokens: int, seq_len: int) -> int:
+    rule = 2**19 * (tokens / 1e9) ** 0.383  # the original's exponent; about 2^19 tokens for its depth 12
+    target = min(rule, max(2**12, tokens / 500), 2**19)
+    return max(1, round(2 ** round(math.log2(target)) / seq_len)) * seq_len
+
+
+def bfloat16_pays() -> bool:
+    """Whether matrix products in bf16 are clearly faster than in fp32 on this machine (a CPU: a probe of some ms)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    seconds = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        a = torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
