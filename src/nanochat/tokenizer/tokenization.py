@@ -1,9 +1,10 @@
 """NanoChat's tokenizer: byte-level BPE, nine control tokens that only a chat template can write, and a bulk path."""
 
+import itertools
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
@@ -12,7 +13,7 @@ import jinja2
 import numpy as np
 import tiktoken
 from tokenizers import normalizers
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, NanoChatConfig, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -49,7 +50,7 @@ _backend_lock = threading.RLock()
 class NanoChatTokenizer(PreTrainedTokenizerFast):
     """Byte-level BPE tokenizer of NanoChat, a Transformers fast tokenizer.
 
-    Text is data: `<|assistant_start|>` in a string is fifteen or so ordinary tokens, in `tokenizer(...)`, `encode`,
+    Text is data: `<|assistant_start|>` in a string is a handful of ordinary tokens, in `tokenizer(...)`, `encode`,
     `tokenize` and inside the messages of `apply_chat_template`. Control tokens come from the chat template, from the
     `<|bos|>` that begins every text (`add_special_tokens=False` leaves it out), or from an explicit
     `split_special_tokens=False` in a call. Any Unicode string round-trips through `encode` and `decode`.
@@ -102,7 +103,10 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
         if text_pair is not None:
             check_text(text_pair)
         with _backend_lock:
-            return super()._encode_plus(text, text_pair, **kwargs)
+            try:
+                return super()._encode_plus(text, text_pair, **kwargs)
+            finally:
+                self.backend_tokenizer.encode_special_tokens = self.split_special_tokens
 
     def encode_ordinary_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts at once: no `<|bos|>`, no control tokens, no masks, only ids.
@@ -112,6 +116,8 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
         Raises:
             UserError: a text is not a string or has a lone surrogate.
         """
+        if isinstance(texts, str):
+            raise UserError("encode_ordinary_batch takes a list of strings, got one string; put it into a list")
         for text in texts:
             check_text(text)
         bulk = [text if _longest_whitespace(text) < _LONGEST_BULK_WHITESPACE else "" for text in texts]
@@ -168,17 +174,17 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
         if continue_final_message and add_generation_prompt:
             raise UserError("continue_final_message and add_generation_prompt exclude each other; leave one out")
         chat_template = self.get_chat_template(chat_template, tools)
-        is_batch = bool(conversation) and _is_conversation(conversation[0])
-        conversations = conversation if is_batch else [conversation]
+        is_batch, conversations = _as_batch(conversation)
         inputs: Any = [
-            [getattr(one, "messages", one) for one in conversations],
+            conversations,
             [tool if isinstance(tool, dict) else get_json_schema(tool) for tool in tools] if tools else tools,
             documents,
             kwargs,
         ]
         marker = unused_marker([inputs, chat_template])
         if tokenize:
-            inputs = break_look_alikes(inputs, tuple(self.all_special_tokens), marker)
+            control_tokens = tuple(token.content for token in self.added_tokens_decoder.values() if token.special)
+            inputs = break_look_alikes(inputs, control_tokens, marker)
         conversations, tools, documents, kwargs = inputs
         with _backend_lock:
             try:
@@ -245,8 +251,17 @@ def check_text(text: Any) -> None:
             ) from error
 
 
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or hasattr(value, "messages")
+def _as_batch(conversation: Any) -> tuple[bool, list[Any]]:
+    """Whether `conversation` is a list of conversations, and that list (of one, if not)."""
+    if not isinstance(conversation, (list, tuple)):
+        raise UserError(f"a conversation must be a list of messages, got {type(conversation).__name__}")
+    first = conversation[0] if conversation else None
+    is_batch = isinstance(first, (list, tuple)) or hasattr(first, "messages")
+    conversations = [getattr(one, "messages", one) for one in conversation] if is_batch else [conversation]
+    for message in itertools.chain(*conversations):
+        if not isinstance(message, Mapping):
+            raise UserError(f'a message must be {{"role": ..., "content": ...}}, got {message!r:.80}')
+    return is_batch, conversations
 
 
 def _longest_whitespace(text: str) -> int:
@@ -262,3 +277,8 @@ def _tokens_in_spans(offsets: list[tuple[int, int]], text: str, spans: list[tupl
         end = min(end, len(text))  # continue_final_message cuts the text inside its last span
         inside[start:end] = b"\x01" * (end - start)
     return [int(1 in inside[start:end]) for start, end in offsets]
+
+
+# AutoTokenizer goes by the class name that our folders carry in tokenizer_config.json. Transformers' own configuration
+# only serves as the key here: this room does not know the model's.
+AutoTokenizer.register(NanoChatConfig, NanoChatTokenizer, exist_ok=True)
