@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from nanochat.common import UserError
@@ -71,15 +73,21 @@ class Engine:
         """Load model and tokenizer from a folder or the hub; on the GPU if there is one.
 
         Raises:
-            UserError: if there is no such folder or id, or no model in it.
+            UserError: if there is no such folder or id, or no whole model in it.
         """
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise UserError(f"{source} has no config.json: it is not the folder of a trained model")
+            source = folder
+        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
+            raise UserError(f"there is no folder {source}: name that of a trained model, or a model on the hub")
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
             tokenizer = NanoChatTokenizer.from_pretrained(source)
-        except OSError as error:
-            raise UserError(
-                f"{source} is neither a folder with a trained model nor a model on the hub: {error}"
-            ) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"can't load a model from {source}: {reason}") from error
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
     def generate(
@@ -125,10 +133,13 @@ class Engine:
             raise UserError(f"{kinds}, got {type(prompt).__name__}")
         if not prompt:
             raise UserError(f"{name} is empty: give at least one character, message or token ([bos_token_id] will do)")
-        if isinstance(prompt, str):
-            return [self._vocabulary.bos, *self.tokenizer.encode_ordinary_batch([prompt])[0]]
-        if all(isinstance(item, dict) for item in prompt):
-            return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        try:
+            if isinstance(prompt, str):
+                return [self._vocabulary.bos, *self.tokenizer.encode_ordinary_batch([prompt])[0]]
+            if all(isinstance(item, dict) for item in prompt):
+                return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
         ids: list[int] = []
         for id in prompt:
             if not isinstance(id, int) or isinstance(id, bool):

@@ -3,8 +3,9 @@
 import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
+from nanochat.common import UserError
 from nanochat.data.conversations import Part
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.tokenizer.byte_level import ranks_of
@@ -47,8 +48,12 @@ class Vocabulary:
     """What the engine must know of a tokenizer: the ids of the control tokens, and the bytes of all others."""
 
     def __init__(self, tokenizer: NanoChatTokenizer) -> None:
+        specials = tokenizer.get_added_vocab()
+
         def id_of(token: str) -> int:
-            return cast(int, tokenizer.convert_tokens_to_ids(token))
+            if token not in specials:
+                raise UserError(f"the tokenizer has no token {token}: it is not NanoChat's")
+            return specials[token]
 
         self.bos, self.assistant_end = id_of("<|bos|>"), id_of("<|assistant_end|>")
         self.python_start, self.python_end = id_of("<|python_start|>"), id_of("<|python_end|>")
