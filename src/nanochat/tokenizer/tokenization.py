@@ -66,8 +66,8 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
         defaults = {
             "bos_token": "<|bos|>",
             "eos_token": "<|assistant_end|>",
-            # The vocabulary has no ninth-plus-one token for padding. <|bos|> is harmless there: padding is masked in
-            # attention and loss, and unlike eos no sequence has to learn to end with it.
+            # The nine have none for padding. <|bos|> does no harm: padding is masked out of attention and loss, and no
+            # target is a <|bos|> within a conversation, so masking every pad id loses nothing (eos would be lost).
             "pad_token": "<|bos|>",
             "extra_special_tokens": [t for t in SPECIAL_TOKENS if t not in ("<|bos|>", "<|assistant_end|>")],
             "add_bos_token": True,
@@ -95,9 +95,7 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
         """
         return cls(tokenizer_object=backend_of(ranks, pattern, SPECIAL_TOKENS))
 
-    def _encode_plus(  # type: ignore[override]
-        self, text: Any, text_pair: Any = None, **kwargs: Any
-    ) -> BatchEncoding:
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # type: ignore[override]
         # The one door through which Transformers encodes: `__call__`, `encode`, `tokenize`, single, batch, pairs.
         check_text(text)
         if text_pair is not None:
