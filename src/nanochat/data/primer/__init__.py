@@ -18,7 +18,7 @@ __all__ = ["SKILLS", "Conversation", "Question", "Skill", "conversations", "docu
 def _greetings_talk(rng: random.Random, split: str) -> list[Exchange]:
     if rng.random() < 0.5:
         return chatter.remember(rng, split)
-    return knowledge.talk("greetings", chatter.GREETINGS, rng, split)
+    return knowledge.talk(chatter.GREETINGS, rng, split)
 
 
 _PHRASING = "Facts cannot be held out; held out are (fact, phrasing) pairs, so the exact question is new."
@@ -26,22 +26,22 @@ SKILLS: dict[str, Skill] = {
     skill.name: skill
     for skill in (
         Skill("identity", f"Who the model is and what it can do. {_PHRASING}",
-              partial(knowledge.talk, "identity", chatter.IDENTITY)),
+              partial(knowledge.talk, chatter.IDENTITY)),
         Skill("greetings",
-        "Greetings (held out: phrasings) and what the user just said (held out: names, colours, homes).",
+        "Greetings (held out: phrasings) and what the user just said (held out: what is said).",
               _greetings_talk),
         Skill("capitals", f"Capitals, countries and continents. {_PHRASING}",
-              partial(knowledge.talk, "capitals", knowledge.CAPITALS)),
+              partial(knowledge.talk, knowledge.CAPITALS)),
         Skill("animals", f"Sounds, legs, young and homes of animals. {_PHRASING}",
-              partial(knowledge.talk, "animals", knowledge.ANIMALS)),
+              partial(knowledge.talk, knowledge.ANIMALS)),
         Skill("things", f"Colours, materials, purposes, kinds and shapes of things. {_PHRASING}",
-              partial(knowledge.talk, "things", knowledge.THINGS)),
+              partial(knowledge.talk, knowledge.THINGS)),
         Skill("opposites", f"Words that mean the opposite. {_PHRASING}",
-              partial(knowledge.talk, "opposites", knowledge.OPPOSITES)),
+              partial(knowledge.talk, knowledge.OPPOSITES)),
         Skill("calendar", f"Days, months, seasons and their numbers. {_PHRASING}",
-              partial(knowledge.talk, "calendar", knowledge.CALENDAR)),
+              partial(knowledge.talk, knowledge.CALENDAR)),
         Skill("spelling", f"Spelling letter by letter and first letters. {_PHRASING}",
-              partial(knowledge.talk, "spelling", knowledge.SPELLING)),
+              partial(knowledge.talk, knowledge.SPELLING)),
         Skill("letters", "Counting a letter in a word with the calculator. Held out: (word, letter) pairs.",
               tasks.letters_talk),
         Skill("arithmetic",
@@ -71,7 +71,7 @@ _SPOKEN_SKILLS = [name for name in SKILLS if name not in ("letters", "arithmetic
 
 
 def documents(split: str = "train", seed: int = 0) -> Iterator[str]:
-    """Endless plain documents of `split` ("train" or "val"), 10 to 120 words each, ASCII."""
+    """Endless plain documents of `split` ("train" or "val"), a few words to about a hundred each, ASCII."""
     check_split(split)
     rng = random.Random(f"primer/documents/{split}/{seed}")
     kinds, weights = list(prose.KINDS), list(prose.KINDS.values())

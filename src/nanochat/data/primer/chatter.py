@@ -77,7 +77,7 @@ GREETINGS = [
     ),
     _about("well", "well", "I am well, thank you. How can I help you?", (
         "How are you?", "How are you today?", "How do you do?", "Are you well?", "How is it going?", "How are things?",
-        "Hello, how are you?", "Hi, how are you?", "Good morning, how are you?", "I hope you are well.",
+        "How do you feel?", "Are you all right?", "How are you doing?", "Everything well?", "I hope you are well.",
     )),
     _about("thanks", "welcome", "You are welcome!", (
         "Thanks!", "Thank you.", "Thank you!", "Thank you very much.", "Thanks a lot!", "Many thanks.",
@@ -123,7 +123,7 @@ def remember(rng: random.Random, split: str) -> list[Exchange]:
     def propose() -> tuple[str, str, str]:
         return rng.choice(values), rng.choice(tell), rng.choice(ask)
 
-    value, told, asked = draw_item("greetings", split, propose, lambda item: f"{kind}|{item[0]}")
+    value, told, asked = draw_item("greetings", split, propose, lambda item: item[1].format(x=item[0]))
     rivals = tuple(sorted(set(values) - {value}))
     exchanges = [Exchange(told.format(x=value), acknowledge.format(x=value), value, rivals)]
     if rng.random() < 0.7:

@@ -16,8 +16,9 @@ def _facts(relations: list[Relation], rng: random.Random, sentences: int) -> str
         return " ".join(relation.sentence(rng, subject) for subject in subjects)
     subject = rng.choice(list(relation.facts))
     told = [other.sentence(rng, subject) for other in relations if subject in other.facts]
+    told.append(relation.sentence(rng, subject))  # the same fact again, mostly in other words
     rng.shuffle(told)
-    return " ".join(told)
+    return " ".join(dict.fromkeys(told))
 
 
 def capitals(rng: random.Random, split: str) -> str:

@@ -5,6 +5,7 @@ or none for mass nouns and names).
 """
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -56,23 +57,31 @@ def fill(template: str, subject: str, value: str) -> str:
     return text[0].upper() + text[1:] if text else text
 
 
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9'+]+", text.lower()))
+
+
 @cache
-def askable(skill: str, relation: Relation, templates: Sequence[str], split: str) -> list[tuple[str, str]]:
-    """All (subject, template) pairs of the relation that belong to `split`."""
+def askable(relation: Relation, templates: Sequence[str], split: str) -> list[tuple[str, str]]:
+    """All (subject, template) pairs of the relation that belong to `split`.
+
+    The words of the question decide, whatever its skill: "And a cow?" is held out for sounds and for legs, or for none.
+    """
     return [
         (subject, template)
         for subject in relation.facts
         for template in templates
-        if is_held_out(skill, f"{relation.name}|{subject}|{template}", HELD_OUT) == (split == "val")
+        if is_held_out("knowledge", _plain(fill(template, subject, relation.facts[subject])), HELD_OUT)
+        == (split == "val")
     ]
 
 
-def talk(skill: str, relations: Sequence[Relation], rng: random.Random, split: str) -> list[Exchange]:
+def talk(relations: Sequence[Relation], rng: random.Random, split: str) -> list[Exchange]:
     """A question, now and then followed by one or two more about the same relation ("And of Italy?")."""
-    relation = rng.choice([one for one in relations if askable(skill, one, one.ask, split)])
-    subject, template = rng.choice(askable(skill, relation, relation.ask, split))
+    relation = rng.choice([one for one in relations if askable(one, one.ask, split)])
+    subject, template = rng.choice(askable(relation, relation.ask, split))
     exchanges = [relation.exchange(rng, subject, template)]
-    follow = askable(skill, relation, relation.follow, split)
+    follow = askable(relation, relation.follow, split)
     if follow and rng.random() < 0.5:
         for subject, template in rng.sample(follow, min(len(follow), rng.choice((1, 1, 2)))):
             exchanges.append(relation.exchange(rng, subject, template))
@@ -179,7 +188,7 @@ ANIMALS = [
         follow=("And {ax}?", "What about {ax}?", "And where does {ax} live?"),
         reply=("{ax} lives in a {y}.", "The home of {ax} is a {y}."),
         prose=("{ax} lives in a {y}.", "The home of {ax} is a {y}.", "The {x} goes back to its {y}.",
-        "In the {y} lives {ax}."),
+        "Look for {ax} in its {y}."),
     ),
 ]  # fmt: skip
 
@@ -194,7 +203,7 @@ THINGS = [
         ),
         follow=("And {ax}?", "What about {ax}?", "And what colour is {ax}?"),
         reply=("{ax} is {y}.", "The colour of {ax} is {y}."),
-        prose=("{ax} is {y}.", "The colour of {ax} is {y}.", "{ax} looks {y}.", "Something {y}: {ax}."),
+        prose=("{ax} is {y}.", "The colour of {ax} is {y}.", "{ax} looks {y}.", "You can see that {ax} is {y}."),
     ),
     Relation(
         "material",
@@ -228,7 +237,7 @@ THINGS = [
         ),
         follow=("And {ax}?", "What about {ax}?", "And what is {ax}?"),
         reply=("{ax} is {ay}.",),
-        prose=("{ax} is {ay}.", "The {x} is {ay}.", "One {y} is the {x}.", "We know that {ax} is {ay}."),
+        prose=("{ax} is {ay}.", "Everyone knows that {ax} is {ay}.", "We call {ax} {ay}."),
     ),
     Relation(
         "sides",
@@ -252,15 +261,15 @@ OPPOSITES = [
         ask=(
             'What is the opposite of "{x}"?', "What is the opposite of {x}?", "Tell me the opposite of {x}.",
             'Which word is the opposite of "{x}"?', "Do you know the opposite of {x}?",
-            'What is not "{x}" but the opposite?',
-            "Give me the opposite of {x}.", "If it is not {x}, it is the opposite. What is it?",
+            'Say the opposite of "{x}".',
+            "Give me the opposite of {x}.", 'Which word means the opposite of "{x}"?',
             'Name the opposite of "{x}".', "The opposite of {x} is what?",
         ),
         follow=("And of {x}?", "And the opposite of {x}?", "What about {x}?", 'And of "{x}"?'),
         reply=("The opposite of {x} is {y}.", "The opposite of {x} is {y}.", "It is {y}."),
         prose=(
-            "The opposite of {x} is {y}.", "It is not {x}, it is {y}.", "{x} and {y} are opposites.",
-            "What is not {y} may be {x}, for {x} is the opposite of {y}.", "First {x}, then {y}: opposites.",
+            "The opposite of {x} is {y}.", 'The word "{x}" is the opposite of "{y}".', "{x} and {y} are opposites.",
+            '"{x}" and "{y}" mean opposite things.', "First {x}, then {y}: opposites.",
         ),
     )
 ]  # fmt: skip

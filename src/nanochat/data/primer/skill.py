@@ -17,8 +17,8 @@ SPLITS = ("train", "val")
 
 # The demo conversation is honest only if its questions are held out: these items are "val" whatever their hash says.
 DEMO_ITEMS = {
-    ("capitals", "capital|France|What is the capital of {x}?"),
-    ("identity", "name||Who are you?"),
+    ("knowledge", "what is the capital of france"),
+    ("knowledge", "who are you"),
     ("arithmetic", "24*37"),
 }
 
@@ -133,19 +133,21 @@ def draw_item(skill: str, split: str, propose: Callable[[], T], key: Callable[[T
 def decorate(rng: random.Random, text: str, lower: bool = False) -> str:
     """Write a question the way people type: mostly as it is, now and then polite, hasty or without capitals.
 
+    What is no question (an instruction, a greeting) stays as it is.
+
     With `lower`, names may lose their capitals too, which only suits questions whose answer copies nothing.
     """
     roll = rng.random()
-    if roll < 0.70:
+    if roll < 0.70 or not text.endswith("?"):
         return text
     if roll < 0.78:
         return text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
     if roll < 0.85:
-        return text.rstrip("?.")
-    if roll < 0.90 and text.endswith("?"):
+        return text.rstrip("?")
+    if roll < 0.90:
         return text[:-1] + ", please?"
     if roll < 0.93 and lower:
-        return text.lower().rstrip("?.")
+        return text.lower().rstrip("?")
     return rng.choice(("Hi! ", "Hello! ", "Please tell me: ", "Tell me: ", "A question: ", "Quick question: ")) + text
 
 

@@ -65,7 +65,8 @@ COLOURS = {
     "elephant": "grey", "sky": "blue", "sapphire": "blue", "emerald": "green",
 }  # fmt: skip
 MASS_NOUNS = {"butter", "corn", "grass", "spinach", "lettuce", "snow", "milk", "salt", "rice", "flour", "coal",
-              "tar", "blood", "chocolate", "mud", "lavender", "ash", "sky"}  # fmt: skip
+              "tar", "blood", "chocolate", "mud", "lavender", "ash", "sky",
+              "gold", "iron", "silver"}  # fmt: skip
 
 MATERIALS = {
     "window": "glass", "mirror": "glass", "table": "wood", "door": "wood", "bench": "wood", "book": "paper",
