@@ -1,5 +1,6 @@
 """The chat in the terminal: `nanochat chat`."""
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -94,6 +95,8 @@ class _Terminal:
             self.note(
                 "This is a base model: it continues text, but has not learnt to chat (`nanochat sft` teaches it)."
             )
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # gives input() line editing and history
         while (line := self.read()) is not None:
             try:
                 if line.startswith("/"):
@@ -109,7 +112,7 @@ class _Terminal:
         while True:
             try:
                 if self.lines is sys.stdin and sys.stdin.isatty() and self.console.is_terminal:
-                    line = self.console.input("[bold green]> [/]")
+                    line = input("> ")
                 elif not (line := self.lines.readline()):
                     return None
                 # Bytes that are not UTF-8 come as lone surrogates, which no tokenizer takes.
@@ -158,8 +161,14 @@ class _Terminal:
             self.note("At temperature 0 the answer is always the same; `/temperature 0.8` brings others.")
         if self.params.seed is not None:
             self.params = replace(self.params, seed=self.params.seed + 1)
-        *self.messages, question, _ = self.messages
-        self.answer(question)
+        before = self.messages
+        *self.messages, question, _ = before
+        self.forgotten = min(self.forgotten, len(self.messages))
+        try:
+            self.answer(question)
+        finally:
+            if len(self.messages) < len(before):  # no new answer came: keep the old one
+                self.messages = before
 
     def save(self, path: str) -> None:
         if not path or not self.messages:
@@ -174,10 +183,15 @@ class _Terminal:
 
     def answer(self, question: Message) -> None:
         """Stream the answer and keep both; a question without an answer is forgotten."""
+        forgotten, conversation = self.fitting(question)
+        stream = self.engine.stream(conversation, self.params)
+        if forgotten > self.forgotten:
+            self.note("The context is full: the model has forgotten the oldest part of this conversation.")
+            self.forgotten = forgotten
         deltas: list[Delta] = []
         printer = _Printer(self.console)
         try:
-            for delta in self.engine.stream(self.fitting(question), self.params):
+            for delta in stream:
                 deltas.append(delta)
                 printer.show(delta)
         except KeyboardInterrupt:
@@ -194,19 +208,16 @@ class _Terminal:
         else:
             self.note("No answer.")
 
-    def fitting(self, question: Message) -> Conversation:
-        """Return the conversation up to `question`, without the oldest turns where they would leave no room."""
+    def fitting(self, question: Message) -> tuple[int, Conversation]:
+        """Return the conversation up to `question` with room for an answer, and how many old messages it leaves out."""
         context = self.engine.context_length
         limit = context - min(self.params.max_new_tokens, context // 4)
-        before = self.forgotten
+        forgotten = self.forgotten
         while True:
-            conversation = [*self.system, *self.messages[self.forgotten :], question]
-            if self.forgotten >= len(self.messages) or len(self.engine.encode(conversation)) <= limit:
-                break
-            self.forgotten += 2
-        if self.forgotten > before:
-            self.note("The context is full: the model has forgotten the oldest part of this conversation.")
-        return conversation
+            conversation = [*self.system, *self.messages[forgotten:], question]
+            if forgotten >= len(self.messages) or len(self.engine.encode(conversation)) <= limit:
+                return forgotten, conversation
+            forgotten += 2  # a question and its answer
 
     def note(self, text: str, style: str = "dim") -> None:
         self.notes.print(text, style=style, markup=False)
@@ -232,7 +243,11 @@ class _Printer:
                 text = "\n" + text.lstrip(" \n")
         self.part = delta.part
         self.at_line_start = text.endswith("\n")
-        self.console.out(text, end="", style="dim" if tool else None, highlight=False)
+        if tool:
+            self.console.out(text, end="", style="dim", highlight=False)
+        else:  # the answer exactly as it is: rich would turn its tabs into blanks
+            self.console.file.write(text)
+            self.console.file.flush()
 
     def end(self) -> None:
         if not self.at_line_start:
