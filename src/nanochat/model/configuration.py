@@ -99,6 +99,8 @@ class NanoChatConfig(PreTrainedConfig):
                 f"{self.hidden_size // self.num_attention_heads}, got {head_dim}; leave it out."
             )
         self._check_ids()
+        # A copy, because Transformers writes its defaults into the dictionary; `rope_scaling` is its old name.
+        self.rope_parameters = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
         super().__post_init__(**kwargs)
         self._check_rope()
 
@@ -156,13 +158,18 @@ class NanoChatConfig(PreTrainedConfig):
         if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
             known = ", ".join(["default", *sorted(ROPE_INIT_FUNCTIONS)])
             raise ValueError(f"Unknown rope_type {rope_type!r} in rope_parameters; use one of {known}.")
-        if not self.rope_parameters["rope_theta"] > 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_parameters['rope_theta']}.")
+        theta = self.rope_parameters["rope_theta"]
+        if theta is None or theta <= 0:
+            raise ValueError(f"rope_theta must be positive, got {theta}.")
         if self.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(
                 "NanoChat rotates whole heads: partial_rotary_factor must be left out or 1.0, got "
                 f"{self.rope_parameters['partial_rotary_factor']}."
             )
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]}; add them.") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a dictionary for JSON; a `hidden_act` function appears by its name."""
