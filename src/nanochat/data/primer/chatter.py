@@ -95,21 +95,21 @@ GREETINGS = [
     )),
 ]  # fmt: skip
 
-# What the user tells, and asks for a moment later: (kind, values, tell, acknowledge, ask, recall).
+# What the user tells, and asks for a moment later: (values, tell, acknowledge, ask, recall).
 _MEMORIES = [
-    ("name", tuple(NAMES), ("My name is {x}.", "I am {x}.", "Hello, I am {x}.", "Hi, my name is {x}.",
+    (tuple(NAMES), ("My name is {x}.", "I am {x}.", "Hello, I am {x}.", "Hi, my name is {x}.",
     "Call me {x}.", "I'm called {x}."),
      "Nice to meet you, {x}!",
      ("What is my name?", "Do you remember my name?", "Who am I?", "What am I called?", "What's my name?",
      "Tell me my name."),
      "Your name is {x}."),
-    ("colour", STORY_COLOURS, ("My favourite colour is {x}.", "I like the colour {x} best.",
+    (STORY_COLOURS, ("My favourite colour is {x}.", "I like the colour {x} best.",
     "The colour I like best is {x}.", "I love the colour {x}."),
      "I see, you like {x}.",
      ("What is my favourite colour?", "Which colour do I like?", "Do you remember my favourite colour?",
      "What colour do I like best?"),
      "Your favourite colour is {x}."),
-    ("home", tuple(world.COUNTRIES), ("I live in {x}.", "I come from {x}.", "My home is in {x}.", "I am from {x}."),
+    (tuple(world.COUNTRIES), ("I live in {x}.", "I come from {x}.", "My home is in {x}.", "I am from {x}."),
      "I see, you live in {x}.",
      ("Where do I live?", "In which country do I live?", "Do you remember where I live?", "Where am I from?"),
      "You live in {x}."),
@@ -118,7 +118,7 @@ _MEMORIES = [
 
 def remember(rng: random.Random, split: str) -> list[Exchange]:
     """The user tells something and, in most draws, asks for it afterwards."""
-    kind, values, tell, acknowledge, ask, recall = rng.choice(_MEMORIES)
+    values, tell, acknowledge, ask, recall = rng.choice(_MEMORIES)
 
     def propose() -> tuple[str, str, str]:
         return rng.choice(values), rng.choice(tell), rng.choice(ask)

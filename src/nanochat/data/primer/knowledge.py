@@ -226,7 +226,7 @@ THINGS = [
         follow=("And to {x}?", "And what do I need to {x}?", "And if I want to {x}?"),
         reply=("To {x}, use the {y}.",),
         prose=("To {x}, use the {y}.", "With the {y} you can {x}.", "The {y} is there to {x}.",
-        "She took the {y} to {x}."),
+        "If you want to {x}, take the {y}."),
     ),
     Relation(
         "kind",
@@ -355,7 +355,7 @@ SPELLING = [
             'What is the spelling of "{x}"?',
         ),
         follow=('And "{x}"?', 'And the word "{x}"?', 'Now spell "{x}".'),
-        reply=("{y}.", '"{x}" is spelled {y}.'),
+        reply=('"{x}" is spelled {y}.',),
         prose=('"{x}" is spelled {y}.', 'The word "{x}" is spelled {y}.', 'Spell "{x}": {y}.', 'Write "{x}" as {y}.'),
         match="spelled",
         rivals=(),

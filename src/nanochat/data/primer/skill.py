@@ -148,7 +148,7 @@ def decorate(rng: random.Random, text: str, lower: bool = False) -> str:
         return text[:-1] + ", please?"
     if roll < 0.93 and lower:
         return text.lower().rstrip("?")
-    return rng.choice(("Hi! ", "Hello! ", "Please tell me: ", "Tell me: ", "A question: ", "Quick question: ")) + text
+    return rng.choice(("Hi! ", "Hello! ", "One question: ", "A question: ", "Quick question: ", "I wonder: ")) + text
 
 
 _NUMBER_WORDS = [
