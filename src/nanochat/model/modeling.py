@@ -71,6 +71,11 @@ class NanoChatRotaryEmbedding(nn.Module):
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # Seen as bytes, the buffers follow the model to another device but not to another dtype: in bfloat16 the
+        # frequencies are so coarse that angles at position 1000 are off by radians.
+        return super()._apply(lambda buffer: fn(buffer.view(torch.uint8)).view(buffer.dtype), recurse)
+
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,6 +224,11 @@ class NanoChatPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": NanoChatDecoderLayer, "attentions": NanoChatAttention}
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: for code outside of its package Transformers would skip modules without weights of their own."""
+        return False
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -408,6 +418,7 @@ class NanoChatForCausalLM(NanoChatPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             cache_position=cache_position,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
