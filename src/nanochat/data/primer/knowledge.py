@@ -343,7 +343,6 @@ CALENDAR += [
     for key, amount in world.AMOUNTS.items()
 ]  # fmt: skip
 
-_LETTERS = list("bcdefghjklmnopqrstuvwxyz")  # "a" and "I" are words, too: no rivals
 SPELLING = [
     Relation(
         "spell",
@@ -374,7 +373,8 @@ SPELLING = [
         reply=('The first letter of "{x}" is "{y}".',),
         prose=('The first letter of "{x}" is "{y}".', 'The word "{x}" begins with "{y}".',
         '"{x}" starts with the letter "{y}".'),
-        rivals=_LETTERS,
+        match="letter",
+        rivals=(),
         lower=False,
     ),
 ]  # fmt: skip

@@ -196,6 +196,8 @@ def extreme_exchange(rng: random.Random, numbers: list[int]) -> Exchange:
 
 def order_exchange(rng: random.Random, numbers: list[int]) -> Exchange:
     up = rng.random() < 0.6
+    if numbers == sorted(numbers, reverse=not up):
+        numbers = numbers[::-1]  # nothing to do would be no question
     ordered = ", ".join(map(str, sorted(numbers, reverse=not up)))
     text = rng.choice((
         "Put these numbers in order, {d}: {l}.", "Sort these numbers, {d}: {l}.", "Write these numbers {d}: {l}.",

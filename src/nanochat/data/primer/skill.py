@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from nanochat.common import UserError
 
 Conversation = list[dict[str, Any]]
-Match = Literal["word", "exact", "number", "numbers", "spelled"]
+Match = Literal["word", "exact", "letter", "number", "numbers", "spelled"]
 T = TypeVar("T")
 
 SPLITS = ("train", "val")
@@ -143,12 +143,14 @@ def decorate(rng: random.Random, text: str, lower: bool = False) -> str:
     if roll < 0.78:
         return text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
     if roll < 0.85:
-        return text.rstrip("?")
+        return text.rstrip("? ")
     if roll < 0.90:
         return text[:-1] + ", please?"
     if roll < 0.93 and lower:
-        return text.lower().rstrip("?")
-    return rng.choice(("Hi! ", "Hello! ", "One question: ", "A question: ", "Quick question: ", "I wonder: ")) + text
+        return text.lower().rstrip("? ")
+    return (
+        rng.choice(("Hi! ", "Hello! ", "I have a question: ", "A question: ", "Quick question: ", "I wonder: ")) + text
+    )
 
 
 _NUMBER_WORDS = [
@@ -179,17 +181,20 @@ def _says(text: str, phrase: str) -> bool:
 
 
 def _is_right(question: Question, reply: str) -> bool:
-    text, answer = _normal(reply), _normal(question.answer)
+    text, answer, asked = _normal(reply), _normal(question.answer), _normal(question.conversation[-1]["content"])
+    if text == asked != answer:  # an echo is no answer, even if the answer is in the question's story
+        return False
     if question.match == "exact":
         return text == answer
+    if question.match == "letter":
+        return (re.findall(r'"(\w)"', reply.lower()) or [text]) == [answer]
     if question.match == "spelled":
         return set(re.findall(r"\w(?:-\w)+", text)) == {answer} and _says(text, answer)
     if question.match == "numbers":
         return re.findall(r"\d+", text) == re.findall(r"\d+", answer)
     if question.match == "number":
         numbers = [number.removesuffix(".0") for number in re.findall(r"\d+(?:\.\d+)?", text)]
-        asked = re.findall(r"\d+", question.conversation[-1]["content"])
-        return bool(numbers) and numbers[-1] == answer and set(numbers) <= {*asked, answer}
+        return bool(numbers) and numbers[-1] == answer and set(numbers) <= {*re.findall(r"\d+", asked), answer}
     if text in map(_normal, question.accepted):
         return True
     return _says(text, answer) and not any(_says(text, rival) for rival in question.rivals)

@@ -103,25 +103,26 @@ _DROP = (
 def propose_order(rng: random.Random) -> Order:
     kind = rng.randrange(6)
     if kind == 0:
-        phrase = " ".join(rng.sample(words.PLAIN_WORDS, rng.choice((2, 3, 3, 4))))
-        return Order(rng.choice(_REPEAT).format(x=phrase), phrase, phrase)
+        chosen = rng.sample(words.PLAIN_WORDS, rng.choice((2, 3, 3, 4)))
+        phrase = " ".join(chosen)
+        return Order(rng.choice(_REPEAT).format(x=phrase), phrase, " ".join(sorted(chosen)))
     if kind == 1:
         word, times = rng.choice(words.PLAIN_WORDS), rng.randint(2, 4)
         number = ("two", "three", "four")[times - 2]
         return Order(rng.choice(_TIMES).format(x=word, n=number), " ".join([word] * times), f"{word} {times}")
     chosen = rng.sample(words.PLAIN_WORDS, 2 if kind == 3 else 3)
-    listed = ", ".join(chosen)
+    listed, item = ", ".join(chosen), " ".join(sorted(chosen))
     if kind == 2:
         place = rng.randrange(3)
         text = rng.choice(_PICK).format(o=("first", "second", "last")[place], x=listed)
-        return Order(text, chosen[place], listed)
+        return Order(text, chosen[place], item)
     if kind == 3:
-        return Order(rng.choice(_SWAP).format(x=listed), ", ".join(reversed(chosen)), listed)
+        return Order(rng.choice(_SWAP).format(x=listed), ", ".join(reversed(chosen)), item)
     if kind == 4:
-        return Order(rng.choice(_BACK).format(x=listed), ", ".join(reversed(chosen)), listed)
+        return Order(rng.choice(_BACK).format(x=listed), ", ".join(reversed(chosen)), item)
     dropped = rng.choice(chosen)
     kept = ", ".join(word for word in chosen if word != dropped)
-    return Order(rng.choice(_DROP).format(d=dropped, x=listed), kept, listed)
+    return Order(rng.choice(_DROP).format(d=dropped, x=listed), kept, item)
 
 
 def draw_order(rng: random.Random, split: str) -> Order:
