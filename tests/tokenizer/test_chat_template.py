@@ -204,6 +204,16 @@ def test_tools_documents_and_variables_are_data_too(tokenizer, text):
     assert [i for i in ids if i >= 391] == [391, 392, 391]
 
 
+def test_a_mask_may_begin_inside_a_word_and_does_not_change_the_ids(tokenizer):
+    template = "{% for m in messages %}qu{% generation %}{{ m.content }}{% endgeneration %}k {% endfor %}"
+    chat = [{"role": "user", "content": "ic"}, {"role": "user", "content": "<"}]
+    encoded = tokenizer.apply_chat_template(chat, chat_template=template, return_assistant_tokens_mask=True)
+    assert encoded["input_ids"] == tokenizer.encode_ordinary_batch(["quick qu<k "])[0]
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    masked = [token for token, mask in zip(tokens, encoded["assistant_masks"]) if mask]
+    assert masked == [token for token in tokens if "i" in token or "c" in token or "<" in token]
+
+
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}

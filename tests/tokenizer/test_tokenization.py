@@ -104,6 +104,8 @@ def test_a_folder_cannot_open_text_to_control_tokens(tokenizer, tmp_path):
 
 def test_threads_do_not_open_each_others_text(tokenizer):
     private = copy.deepcopy(tokenizer)
+    chat = [{"role": "user", "content": "x <|bos|>"}, {"role": "assistant", "content": "the"}]
+    alone = private.apply_chat_template(chat, return_assistant_tokens_mask=True)
     wrong = []
 
     def encode_text():
@@ -113,8 +115,7 @@ def test_threads_do_not_open_each_others_text(tokenizer):
 
     def encode_chats():
         for _ in range(300):
-            ids = private.apply_chat_template([{"role": "user", "content": "x <|bos|>"}], return_dict=False)
-            if sum(i >= 391 for i in ids) != 3:
+            if private.apply_chat_template(chat, return_assistant_tokens_mask=True) != alone:
                 wrong.append("chat")
 
     threads = [threading.Thread(target=work) for work in (encode_text, encode_chats) * 2]

@@ -23,7 +23,7 @@ def unused_marker(inputs: Any) -> str:
     Raises:
         UserError: a value is no plain data, or the inputs use up all 137,468 private-use characters.
     """
-    used = set().union(*_strings(inputs))
+    used = set().union(*(string for string in _strings(inputs) if not string.isascii()))
     for code_point in itertools.chain(*_PRIVATE_USE):
         if chr(code_point) not in used:
             return chr(code_point)

@@ -1,24 +1,21 @@
 """NanoChat's tokenizer: byte-level BPE, nine control tokens that only a chat template can write, and a bulk path."""
 
-import itertools
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
-from importlib.resources import files
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-import jinja2
 import numpy as np
 import tiktoken
 from tokenizers import normalizers
 from transformers import AutoTokenizer, BatchEncoding, NanoChatConfig, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanochat.common import UserError
 from nanochat.tokenizer.byte_level import Ranks, backend_of, pattern_of, ranks_of
+from nanochat.tokenizer.chat import as_batch, default_chat_template, render, tokens_in_spans
 from nanochat.tokenizer.shield import break_look_alikes, unused_marker
 
 SPECIAL_TOKENS: tuple[str, ...] = (
@@ -43,7 +40,7 @@ SPLIT_PATTERN = (
 _LONGEST_BULK_WHITESPACE = 100_000
 
 # A Transformers tokenizer switches its one Rust backend between "parse control tokens" and "take them as text" from
-# call to call, and renders templates with shared state. One lock keeps threads out of each other's settings.
+# call to call. The lock keeps threads out of each other's settings.
 _backend_lock = threading.RLock()
 
 
@@ -172,7 +169,7 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
         if continue_final_message and add_generation_prompt:
             raise UserError("continue_final_message and add_generation_prompt exclude each other; leave one out")
         chat_template = self.get_chat_template(chat_template, tools)
-        is_batch, conversations = _as_batch(conversation)
+        is_batch, conversations = as_batch(conversation)
         inputs: Any = [
             conversations,
             [tool if isinstance(tool, dict) else get_json_schema(tool) for tool in tools] if tools else tools,
@@ -184,52 +181,44 @@ class NanoChatTokenizer(PreTrainedTokenizerFast):
             control_tokens = tuple(token.content for token in self.added_tokens_decoder.values() if token.special)
             inputs = break_look_alikes(inputs, control_tokens, marker)
         conversations, tools, documents, kwargs = inputs
-        with _backend_lock:
-            try:
-                rendered: Any = render_jinja_template(
-                    conversations=conversations,
-                    tools=tools,
-                    documents=documents,
-                    chat_template=chat_template,
-                    return_assistant_tokens_mask=return_assistant_tokens_mask,
-                    continue_final_message=continue_final_message,
-                    add_generation_prompt=add_generation_prompt,
-                    **{**self.special_tokens_map, **kwargs},
-                )
-            except jinja2.TemplateError as error:
-                raise UserError(f"the conversation does not fit the chat template: {error}") from error
-            texts, spans = rendered
-            if not tokenize:
-                return texts if is_batch else texts[0]
-            # Control tokens are matched before the normalizer drops the markers; offsets count the marked text.
-            self.backend_tokenizer.normalizer = normalizers.Replace(marker, "")
-            try:
-                encoded = self(
-                    texts if is_batch else texts[0],
-                    add_special_tokens=False,
-                    split_special_tokens=False,
-                    padding=padding,
-                    truncation=truncation,
-                    max_length=max_length,
-                    return_tensors=return_tensors,
-                    **(tokenizer_kwargs or {}),
-                )
-            finally:
-                self.backend_tokenizer.normalizer = None
+        texts, spans = render(
+            conversations=conversations,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+            continue_final_message=continue_final_message,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.special_tokens_map, **kwargs},
+        )
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        encoded = self._encode_rendered(
+            texts if is_batch else texts[0],
+            marker,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            **(tokenizer_kwargs or {}),
+        )
         if not return_dict:
             return encoded["input_ids"]
         if return_assistant_tokens_mask:
-            rows = zip(texts, spans, encoded.encodings, strict=True)
-            masks = [_tokens_in_spans(encoding.offsets, text, row) for text, row, encoding in rows]
+            offsets = [encoding.offsets for encoding in encoded.encodings or ()]
+            masks = [tokens_in_spans(*row) for row in zip(offsets, texts, spans, strict=True)]
             encoded["assistant_masks"] = masks if is_batch or return_tensors else masks[0]
             encoded.convert_to_tensors(return_tensors)
         return encoded
 
-
-@lru_cache
-def default_chat_template() -> str:
-    """The Jinja source of NanoChat's chat format."""
-    return files("nanochat.tokenizer").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    def _encode_rendered(self, texts: Any, marker: str, **options: Any) -> BatchEncoding:
+        """Encode what a template rendered: its control tokens are parsed first, then the markers are dropped."""
+        with _backend_lock:
+            self.backend_tokenizer.normalizer = normalizers.Replace(marker, "")
+            try:
+                return self(texts, add_special_tokens=False, split_special_tokens=False, **options)
+            finally:
+                self.backend_tokenizer.normalizer = None
 
 
 def check_text(text: Any) -> None:
@@ -249,32 +238,10 @@ def check_text(text: Any) -> None:
             ) from error
 
 
-def _as_batch(conversation: Any) -> tuple[bool, list[Any]]:
-    """Whether `conversation` is a list of conversations, and that list (of one, if not)."""
-    if not isinstance(conversation, (list, tuple)):
-        raise UserError(f"a conversation must be a list of messages, got {type(conversation).__name__}")
-    first = conversation[0] if conversation else None
-    is_batch = isinstance(first, (list, tuple)) or hasattr(first, "messages")
-    conversations = [getattr(one, "messages", one) for one in conversation] if is_batch else [conversation]
-    for message in itertools.chain(*conversations):
-        if not isinstance(message, Mapping):
-            raise UserError(f'a message must be {{"role": ..., "content": ...}}, got {message!r:.80}')
-    return is_batch, conversations
-
-
 def _longest_whitespace(text: str) -> int:
     if len(text) < _LONGEST_BULK_WHITESPACE:
         return 0
     return max(map(len, re.findall(r"\s+", text)), default=0)
-
-
-def _tokens_in_spans(offsets: list[tuple[int, int]], text: str, spans: list[tuple[int, int]]) -> list[int]:
-    """1 for every token that has a character in one of `spans`, else 0; padding has the offsets (0, 0)."""
-    inside = bytearray(len(text))
-    for start, end in spans:
-        end = min(end, len(text))  # continue_final_message cuts the text inside its last span
-        inside[start:end] = b"\x01" * (end - start)
-    return [int(1 in inside[start:end]) for start, end in offsets]
 
 
 # AutoTokenizer goes by the class name that our folders carry in tokenizer_config.json. Transformers' own configuration
