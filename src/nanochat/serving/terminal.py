@@ -233,9 +233,9 @@ class _Printer:
 
     def show(self, delta: Delta) -> None:
         tool = delta.type != "text"
-        if not delta.text or (tool and not self.console.is_terminal):
-            return
         text = delta.text.translate(CONTROL)
+        if not text or (tool and not self.console.is_terminal):
+            return
         if delta.part != self.part and self.console.is_terminal and self.part >= 0:
             if delta.type == "python_output":
                 text = " = " + text
