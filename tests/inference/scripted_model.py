@@ -57,8 +57,9 @@ class ScriptedModel:
         return SimpleNamespace(logits=logits)
 
     def _next(self, ids: list[int]) -> int:
-        for prompt, answer in self.scripts.items():
-            if tuple(ids[: len(prompt)]) == prompt:
-                said = len(ids) - len(prompt)
-                return answer[said] if said < len(answer) else 33
-        raise AssertionError(f"no script for {ids}")
+        prompts = [prompt for prompt in self.scripts if tuple(ids[: len(prompt)]) == prompt]
+        if not prompts:
+            raise AssertionError(f"no script for {ids}")
+        prompt = max(prompts, key=len)  # a later turn's prompt begins with the earlier one's
+        answer, said = self.scripts[prompt], len(ids) - len(prompt)
+        return answer[said] if said < len(answer) else 33
