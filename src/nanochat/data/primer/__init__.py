@@ -2,6 +2,24 @@
 
 `documents` are short prose for pretraining, `conversations` are chats for tuning, `SKILLS` ask held-out questions and
 score the replies. Nothing here reads a file or a clock: the same arguments give the same text in every process.
+
+How large the spaces are, and what of them only "val" may draw (a stable hash decides):
+
+| skill | space | held out |
+|---|---|---|
+| identity, greetings | 9 facts in 100 wordings; 5 greetings in 9, other small talk in 40 | 1 wording in 4 |
+| greetings: what the user said | 420 statements | 1 statement in 10 |
+| capitals | 150 facts (50 countries), 1,750 questions | 1 question in 8 |
+| animals, things, opposites, calendar | 124, 130, 88, 69 facts; 1,140, 1,210, 1,230, 540 questions | 1 question in 8 |
+| spelling | 347 words, 7,300 questions | 1 question in 8 |
+| letters | 1,600 pairs of a word and a letter of it, 5,000 others | 1 pair in 10 |
+| arithmetic | 500,000 + and -, 4,800 *, 760 / | 1 pair of operands in 10 |
+| numbers | 4,950 pairs, 160,000 triples of the numbers 0 to 99 | 1 set in 10 |
+| instructions | 500 to 10^9 lists of 1 to 4 out of 316 words | 1 list in 10 |
+| stories | 4 plots, 10^5 to 10^6 each | 1 story in 10 |
+
+Before the exact wording come small changes (a lower-case start, no question mark, "please"): they follow the split of
+the question they change. Documents tell the same facts in prose and share the held-out items of the rule skills.
 """
 
 import random

@@ -9,7 +9,7 @@ from nanochat.data.primer.words import NAMES, STORY_COLOURS
 
 
 def _about(name: str, answer: str, reply: str, ask: tuple[str, ...], rivals: tuple[str, ...] = ()) -> Relation:
-    return Relation(name, {"": answer}, ask=ask, reply=(reply,), prose=(reply,), rivals=rivals)
+    return Relation(name, {"": answer}, ask=ask, reply=(reply,), prose=(reply,), rivals=rivals, one_in=4)
 
 
 IDENTITY = [
@@ -74,6 +74,7 @@ GREETINGS = [
         "{x} there!", "{x} again!"),
         reply=("{y}! How can I help you?",),
         prose=('"{x}!" said one. "{y}!" said the other.',),
+        one_in=4,
     ),
     _about("well", "well", "I am well, thank you. How can I help you?", (
         "How are you?", "How are you today?", "How do you do?", "Are you well?", "How is it going?", "How are things?",

@@ -14,8 +14,6 @@ from nanochat.data.primer import world
 from nanochat.data.primer.skill import Exchange, Match, decorate, is_held_out
 from nanochat.data.primer.words import WORDS
 
-HELD_OUT = 8  # one (fact, phrasing) pair in eight is "val"
-
 
 @dataclass(frozen=True, eq=False)
 class Relation:
@@ -29,7 +27,8 @@ class Relation:
     follow: tuple[str, ...] = ()
     rivals: Sequence[str] | None = None  # default: the other values of the table
     match: Match = "word"
-    lower: bool = True
+    lower: bool = True  # names may lose their capitals
+    one_in: int = 8  # one (fact, phrasing) pair in eight is "val"
 
     def exchange(self, rng: random.Random, subject: str, template: str) -> Exchange:
         value = self.facts[subject]
@@ -71,7 +70,7 @@ def askable(relation: Relation, templates: Sequence[str], split: str) -> list[tu
         (subject, template)
         for subject in relation.facts
         for template in templates
-        if is_held_out("knowledge", _plain(fill(template, subject, relation.facts[subject])), HELD_OUT)
+        if is_held_out("knowledge", _plain(fill(template, subject, relation.facts[subject])), relation.one_in)
         == (split == "val")
     ]
 
