@@ -134,6 +134,7 @@ STATE = {"name": "x", "pat_str": PATTERN, "mergeable_ranks": RANKS, "special_tok
         ({"special_tokens": {"<|endoftext|>": len(RANKS)}}, "special tokens must be"),
         ({"special_tokens": None}, "lacks one of"),
         ({"pat_str": 5}, "lacks one of"),
+        ({"pat_str": "("}, "no regular expression"),
         ({"mergeable_ranks": {"a": 0}}, "must map bytes to integers"),
         ({"mergeable_ranks": {b"a": True}}, "must map bytes to integers"),
     ],

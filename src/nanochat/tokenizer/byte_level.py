@@ -35,10 +35,18 @@ def to_bytes(token: str) -> bytes:
 
 
 def pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
-    """Split text by the regular expression `pattern`, then spell the pieces in byte characters."""
+    """Split text by the regular expression `pattern`, then spell the pieces in byte characters.
+
+    Raises:
+        UserError: `pattern` is no regular expression.
+    """
+    try:
+        expression = Regex(pattern)
+    except Exception as error:  # `tokenizers` raises a bare Exception
+        raise UserError(f"the split pattern {pattern!r} is no regular expression: {error}") from error
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.Split(expression, behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from nanochat.common import UserError
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, NanoChatTokenizer, load_tokenizer_pickle
+from nanochat.tokenizer import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    NanoChatTokenizer,
+    load_tokenizer_pickle,
+    save_tokenizer_pickle,
+    train_tokenizer,
+)
 
 # Unicode text in which spaces, line ends, digits, quotes and control tokens are frequent.
 ANY_TEXT = st.lists(
@@ -43,6 +51,16 @@ def test_the_bulk_path_survives_long_runs(tokenizer, text):
     # Without the detour, tiktoken's regular expressions panic on a million blanks.
     slow = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     assert tokenizer.encode_ordinary_batch(["the fox", text]) == [tokenizer.encode_ordinary_batch(["the fox"])[0], slow]
+
+
+REAL = Path("/work/shared/data/text/tinyshakespeare")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real text at {REAL}")
+def test_the_bulk_path_gives_the_same_ids_for_real_text(tokenizer):
+    text = next(REAL.glob("*.txt")).read_text(encoding="utf-8")[:200_000]
+    pages = [text[i : i + 2_000] for i in range(0, len(text), 2_000)]
+    assert tokenizer.encode_ordinary_batch(pages) == tokenizer(pages, add_special_tokens=False)["input_ids"]
 
 
 @given(text=st.text(st.characters(max_codepoint=0x2FF)))
@@ -217,8 +235,6 @@ def test_pipeline_takes_text_and_chats_as_data(tokenizer):
 @settings(max_examples=20)
 @given(texts=st.lists(st.text("abc ", min_size=1), min_size=1), probe=st.text("abcd ", max_size=30))
 def test_both_paths_agree_for_any_trained_vocabulary(tmp_path_factory, texts, probe):
-    from nanochat.tokenizer import save_tokenizer_pickle, train_tokenizer
-
     trained = train_tokenizer(texts, 300)
     path = tmp_path_factory.mktemp("pickle") / "tokenizer.pkl"
     save_tokenizer_pickle(trained, path)
