@@ -13,7 +13,7 @@ from nanochat.data import primer
 
 # Of the text below as first drawn by this code (Python 3.11, Nov 2026). It changes whenever the Primer's content does:
 # then put the new value here. It must not change between processes, machines or Python versions.
-GOLDEN = "ea9766afd2304ca4"
+GOLDEN = "bea167b0b526c80a"
 DRAW = """
 import hashlib, itertools
 from nanochat.data import primer

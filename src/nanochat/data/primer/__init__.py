@@ -26,7 +26,7 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from nanochat.data.primer import chatter, knowledge, numbers, tasks
+from nanochat.data.primer import chatter, knowledge, numbers, relation, tasks
 from nanochat.data.primer import documents as prose
 from nanochat.data.primer.skill import Conversation, Exchange, Question, Skill, check_split, is_held_out, messages
 
@@ -36,7 +36,7 @@ __all__ = ["SKILLS", "Conversation", "Question", "Skill", "conversations", "docu
 def _greetings_talk(rng: random.Random, split: str) -> list[Exchange]:
     if rng.random() < 0.5:
         return chatter.remember(rng, split)
-    return knowledge.talk(chatter.GREETINGS, rng, split)
+    return relation.talk(chatter.GREETINGS, rng, split)
 
 
 _PHRASING = "Facts cannot be held out; held out are (fact, phrasing) pairs, so the exact question is new."
@@ -44,22 +44,22 @@ SKILLS: dict[str, Skill] = {
     skill.name: skill
     for skill in (
         Skill("identity", f"Who the model is and what it can do. {_PHRASING}",
-              partial(knowledge.talk, chatter.IDENTITY)),
+              partial(relation.talk, chatter.IDENTITY)),
         Skill("greetings",
         "Greetings (held out: phrasings) and what the user just said (held out: what is said).",
               _greetings_talk),
         Skill("capitals", f"Capitals, countries and continents. {_PHRASING}",
-              partial(knowledge.talk, knowledge.CAPITALS)),
+              partial(relation.talk, knowledge.CAPITALS)),
         Skill("animals", f"Sounds, legs, young and homes of animals. {_PHRASING}",
-              partial(knowledge.talk, knowledge.ANIMALS)),
+              partial(relation.talk, knowledge.ANIMALS)),
         Skill("things", f"Colours, materials, purposes, kinds and shapes of things. {_PHRASING}",
-              partial(knowledge.talk, knowledge.THINGS)),
+              partial(relation.talk, knowledge.THINGS)),
         Skill("opposites", f"Words that mean the opposite. {_PHRASING}",
-              partial(knowledge.talk, knowledge.OPPOSITES)),
+              partial(relation.talk, knowledge.OPPOSITES)),
         Skill("calendar", f"Days, months, seasons and their numbers. {_PHRASING}",
-              partial(knowledge.talk, knowledge.CALENDAR)),
+              partial(relation.talk, knowledge.CALENDAR)),
         Skill("spelling", f"Spelling letter by letter and first letters. {_PHRASING}",
-              partial(knowledge.talk, knowledge.SPELLING)),
+              partial(relation.talk, knowledge.SPELLING)),
         Skill("letters", "Counting a letter in a word with the calculator. Held out: (word, letter) pairs.",
               tasks.letters_talk),
         Skill("arithmetic",

@@ -3,7 +3,7 @@
 import random
 
 from nanochat.data.primer import world
-from nanochat.data.primer.knowledge import Relation
+from nanochat.data.primer.relation import Relation
 from nanochat.data.primer.skill import Exchange, decorate, draw_item
 from nanochat.data.primer.words import NAMES, STORY_COLOURS
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 
 from nanochat.data.primer import chatter, knowledge, numbers, tasks, words, world
-from nanochat.data.primer.knowledge import Relation
+from nanochat.data.primer.relation import Relation
 from nanochat.data.primer.skill import Exchange
 
 

@@ -4,7 +4,7 @@ import random
 from typing import NamedTuple
 
 from nanochat.data.primer import words
-from nanochat.data.primer.knowledge import with_article
+from nanochat.data.primer.relation import with_article
 from nanochat.data.primer.skill import Exchange, decorate, draw_item
 
 _COUNT = (

@@ -51,7 +51,7 @@ YOUNG = {
 HOMES = {
     "bee": "hive", "spider": "web", "bird": "nest", "horse": "stable", "pig": "sty", "hen": "coop",
     "rabbit": "burrow", "bear": "den", "lion": "den", "fox": "den", "dog": "kennel", "frog": "pond",
-    "camel": "desert", "whale": "sea", "monkey": "jungle", "deer": "forest", "cow": "barn", "shark": "sea",
+    "camel": "desert", "monkey": "jungle", "deer": "forest", "cow": "barn",
     "squirrel": "tree", "mole": "burrow", "tiger": "jungle",
 }  # fmt: skip
 
@@ -78,10 +78,10 @@ MATERIALS = {
 PURPOSES = {
     "cut paper": "scissors", "write a letter": "pen", "sweep the floor": "broom", "dig a hole": "spade",
     "open a lock": "key", "tell the time": "clock", "hit a nail": "hammer", "eat soup": "spoon",
-    "cut bread": "knife", "stay dry in the rain": "umbrella", "clean your teeth": "toothbrush",
+    "cut bread": "knife", "stay dry in the rain": "umbrella", "clean teeth": "toothbrush",
     "boil water": "kettle", "light a room": "lamp", "call a friend": "phone", "sew a button": "needle",
-    "drink tea": "cup", "dry your hands": "towel", "climb to the roof": "ladder", "find the way": "map",
-    "comb your hair": "comb",
+    "drink tea": "cup", "dry wet hands": "towel", "climb to the roof": "ladder", "find the way": "map",
+    "comb long hair": "comb",
 }  # fmt: skip
 
 KINDS = {
