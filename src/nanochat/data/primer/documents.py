@@ -122,7 +122,9 @@ def stories(rng: random.Random, split: str) -> str:
 def lists(rng: random.Random, split: str) -> str:
     """Words in a row, said again: copying is the one algorithm that every other skill leans on."""
     order = tasks.draw_order(rng, split)
-    return rng.choice(('"{t}" {r}', "{t}\n{r}", 'Anna said: "{t}" Tom said: "{r}"')).format(t=order.text, r=order.reply)
+    return rng.choice(("Task: {t}\nAnswer: {r}", "{t}\n{r}", "Anna said: {t} Tom said: {r}")).format(
+        t=order.text, r=order.reply
+    )
 
 
 def greeting(rng: random.Random, split: str) -> str:

@@ -81,7 +81,7 @@ def talk(relations: Sequence[Relation], rng: random.Random, split: str) -> list[
     relation = rng.choice([one for one in relations if askable(one, one.ask, split)])
     subject, template = rng.choice(askable(relation, relation.ask, split))
     exchanges = [relation.exchange(rng, subject, template)]
-    follow = askable(relation, relation.follow, split)
+    follow = [pair for pair in askable(relation, relation.follow, split) if pair[0] != subject]
     if follow and rng.random() < 0.5:
         for subject, template in rng.sample(follow, min(len(follow), rng.choice((1, 1, 2)))):
             exchanges.append(relation.exchange(rng, subject, template))
