@@ -122,6 +122,17 @@ def test_a_batch_depends_on_seed_and_step_alone(kind, stream_store, chat_store):
     assert through[0].input_ids.is_contiguous() and through[0].labels.is_contiguous()
 
 
+def test_micro_batches_are_the_batch_in_pieces(stream_store, chat_store):
+    for batches in (StreamBatches(stream_store(1000), 5, 16, 0), PackedBatches(chat_store([9] * 99), 5, 16, 0)):
+        whole = batches.batch(3).to(torch.device("cpu"))
+        parts = list(whole.split(2))
+        assert [len(part.input_ids) for part in parts] == [2, 2, 1]
+        positions = [part.position_ids for part in parts]
+        joined = None if whole.position_ids is None else torch.cat(positions)
+        ids, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("input_ids", "labels"))
+        assert same(Batch(ids, labels, joined), whole)
+
+
 def test_a_fresh_process_gives_the_same_batch(stream_store):
     store = stream_store(5000)
     code = f"""

@@ -77,7 +77,7 @@ def test_parquet_is_read_over_row_groups(tmp_path):
     [
         ("a.txt", b"", r"a\.txt is empty"),
         ("a.jsonl", b"", r"a\.jsonl is empty"),
-        ("a.txt", b"fine\nna\xefve\n", r"a\.txt line 2 is not UTF-8 \(byte 0xef at offset 7\)"),
+        ("a.txt", b"f\xc3\xaene\nna\xefve\n", r"a\.txt line 2 is not UTF-8 \(byte 0xef at offset 8\)"),
         ("a.txt", b"\xef\xbb\xbfna\xefve\n", r"line 1 is not UTF-8 \(byte 0xef at offset 5\)"),
         ("a.txt", "hello".encode("utf-16"), r"line 1 is not UTF-8 \(byte 0xff at offset 0\); save"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl line 2 is not UTF-8"),

@@ -39,6 +39,7 @@ def test_long_conversations_are_cut_or_dropped_and_counted(tiny_tokenizer):
     long = turns("hi", "one <|assistant_end|>", "and", "two", "more", "x" * 50)
     whole = turns("hi", "one <|assistant_end|>", "and", "two")
     [(expected, _)] = tokenize_conversations([whole], tiny_tokenizer, 999, told.append)
+    assert len(list(tokenize_conversations([whole], tiny_tokenizer, len(expected), told.append))) == 1
     assert not told
     for room in (len(expected), len(expected) + 30):
         [(ids, mask)] = tokenize_conversations([long], tiny_tokenizer, room, told.append)
