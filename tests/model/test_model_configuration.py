@@ -47,10 +47,12 @@ def test_every_setting_of_theirs_is_one_of_ours() -> None:
 
 
 def test_the_seed_pages_own_example() -> None:
-    configuration = tiny_config()
-    model = NanoChatModel(configuration)
-    configuration = model.config
+    with torch.device("meta"):  # the page's own example makes a model of 170 million random numbers
+        configuration = NanoChatConfig()
+        model = NanoChatModel(configuration)
+        configuration = model.config
     assert isinstance(configuration, NanoChatConfig)
+    assert model.embed_tokens.weight.shape == (50304, 768)
 
 
 def test_computed_sizes() -> None:
