@@ -44,6 +44,7 @@ def save_model(model: NanoChatForCausalLM, tokenizer: NanoChatTokenizer, folder:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config = generation_config(tokenizer, rows)
+    tokenizer.model_max_length = model.config.max_position_embeddings
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

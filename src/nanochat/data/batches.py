@@ -8,6 +8,7 @@ Shapes: `B` rows of a global batch, `T` tokens of a row, `N` tokens of the store
 
 import abc
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ class Batch:
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of at most `rows` rows, in order."""
         for start in range(0, len(self.input_ids), rows):
-            yield self._map(lambda tensor, start=start: tensor[start : start + rows])
+            yield self._map(operator.itemgetter(slice(start, start + rows)))
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         positions = self.position_ids

@@ -35,7 +35,7 @@ class Batches(Protocol):
     def batch(self, step: int) -> Batch: ...
 
 
-class Interrupted(Exception):  # noqa: N818: nothing went wrong
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
     """The user stopped the run (Ctrl-C or SIGTERM); a checkpoint of everything up to `step` is saved."""
 
     def __init__(self, step: int):

@@ -1,15 +1,13 @@
 """The recipe: everything that `--depth` decides about a training run, each value open to change."""
 
 import dataclasses
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat.common import UserError, atomic_file
+from nanochat.common import UserError
 from nanochat.model.accounting import flops_per_token, parameter_counts
 from nanochat.model.configuration import NanoChatConfig
 
@@ -136,36 +134,19 @@ class Recipe:
             max_position_embeddings=self.seq_len,
         )
 
-    def flops(self) -> int:
-        """Floating-point operations of the whole stage."""
-        return flops_per_token(self.config(), self.seq_len) * self.steps * self.batch_tokens
+    def flops(self, config: NanoChatConfig) -> int:
+        """Floating-point operations of the whole stage, for a model of this configuration."""
+        return flops_per_token(config, self.seq_len) * self.steps * self.batch_tokens
 
-    def summary(self) -> str:
+    def summary(self, config: NanoChatConfig) -> str:
         """The recipe in two lines for people."""
-        counts = parameter_counts(self.config())
+        counts = parameter_counts(config)
         return (
             f"depth {self.depth}, width {self.hidden_size}, {self.num_attention_heads} heads, vocabulary "
             f"{self.vocab_size}: {counts['total'] / 1e6:.1f} M parameters ({counts['matrices'] / 1e6:.1f} M in blocks)\n"
             f"{self.steps} steps of {self.batch_size} rows x {self.seq_len} tokens = "
-            f"{self.steps * self.batch_tokens / 1e6:.1f} M tokens, {self.flops():.2e} FLOPs, {self.dtype}"
+            f"{self.steps * self.batch_tokens / 1e6:.1f} M tokens, {self.flops(config):.2e} FLOPs, {self.dtype}"
         )
-
-    def save(self, path: Path) -> None:
-        """Write the recipe as JSON, atomically."""
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> "Recipe":
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: if the file is missing or not a recipe.
-        """
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a readable recipe ({error}); start anew under another --run.") from None
 
 
 def _batch_tokens(tokens: int, seq_len: int) -> int:

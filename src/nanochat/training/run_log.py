@@ -42,7 +42,7 @@ class RunLog:
         kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] < start]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115: closed by __exit__
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by __exit__)
         self._console = Console(highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), _Numbers(), TimeRemainingColumn(),

@@ -1,0 +1,163 @@
+"""The command line: one verb per job. Each verb parses, calls and prints; what it calls is imported when it runs."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from nanochat.common import UserError
+from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
+
+
+def pretrain(options: Annotated[PretrainOptions, tyro.conf.arg(name="")]) -> None:
+    """Pretrain a model from random weights on plain text."""
+    from nanochat.stages.pretrain import pretrain
+
+    pretrain(options)
+
+
+def sft(options: Annotated[SftOptions, tyro.conf.arg(name="")]) -> None:
+    """Tune a base model on conversations."""
+    from nanochat.stages.sft import sft
+
+    sft(options)
+
+
+def speedrun(options: Annotated[SpeedrunOptions, tyro.conf.arg(name="")]) -> None:
+    """From nothing to a chat: tokenizer, pretraining, chat tuning, evaluation, report, conversation."""
+    from nanochat.stages.speedrun import speedrun
+
+    speedrun(options)
+
+
+def chat(
+    model: tyro.conf.Positional[str | None] = None,
+    prompt: str | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    max_new_tokens: int = 256,
+    seed: int | None = None,
+) -> None:
+    """Chat with a model in the terminal.
+
+    Args:
+        model: a model folder or a hub id; the newest model under runs/ if none is given.
+        prompt: answer this one message on standard output and leave.
+        temperature: 0 always takes the likeliest token; 0.7 is lively.
+        top_k: sample among so many likeliest tokens only.
+        max_new_tokens: longest answer.
+        seed: makes a sampled answer repeatable.
+    """
+    from nanochat.inference.engine import Engine
+    from nanochat.inference.sampling import SamplingParams
+    from nanochat.serving import terminal
+
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+    terminal.chat(Engine.from_pretrained(model or terminal.newest_model(Path("runs"))), params=params, prompt=prompt)
+
+
+def evaluate(model: tyro.conf.Positional[str | None] = None, questions: int = 50, seed: int = 0) -> None:
+    """Score a chat model on the held-out questions of the Primer's skills.
+
+    Args:
+        model: a model folder or a hub id; the newest model under runs/ if none is given.
+        questions: how many of each skill.
+        seed: of the questions.
+    """
+    from nanochat.evaluation.skills import evaluate_skills
+    from nanochat.inference.engine import Engine
+    from nanochat.serving.terminal import newest_model
+
+    engine = Engine.from_pretrained(model or newest_model(Path("runs")))
+    report = evaluate_skills(engine, questions, seed, progress=lambda name, score: print(f"{name:13} {score:.2f}"))
+    print(f"{'average':13} {report.average:.3f}")
+
+
+def primer(seed: int = 0) -> None:
+    """Show samples of the Primer: documents, and a held-out question of every skill.
+
+    Args:
+        seed: of the samples.
+    """
+    from nanochat.data.primer import sample
+
+    print(sample(seed))
+
+
+def train_tokenizer(out: tyro.conf.Positional[Path], data: str = "primer", vocab_size: int = 32768) -> None:
+    """Train a tokenizer and write it to a folder.
+
+    Args:
+        out: folder to write.
+        data: `primer`, a file (.txt, .jsonl, .parquet), a folder of them, a hub data set id, or several with commas.
+        vocab_size: number of tokens, the nine special ones included.
+    """
+    from nanochat.stages.tokenizer import train
+
+    train(out, data, vocab_size)
+
+
+def convert(
+    original: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    step: int | None = None,
+    tokenizer: Path | None = None,
+    to: Literal["transformers", "original"] = "transformers",
+) -> None:
+    """Convert a checkpoint of the original nanochat (model_*.pt) into a model folder, or back.
+
+    Args:
+        original: folder to read.
+        out: folder to write.
+        step: which checkpoint, the newest if not given; with --to original the step to write.
+        tokenizer: folder or file of the original's tokenizer.pkl, where it is not beside the checkpoint.
+        to: the direction.
+    """
+    from nanochat.checkpoints.original import convert_original, export_original
+
+    if to == "transformers":
+        convert_original(original, out, step=step, tokenizer=tokenizer)
+    else:
+        export_original(original, out, step=step or 0)
+    print(out)
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "speedrun": speedrun,
+    "pretrain": pretrain,
+    "sft": sft,
+    "chat": chat,
+    "evaluate": evaluate,
+    "primer": primer,
+    "tokenizer train": train_tokenizer,
+    "convert": convert,
+}
+
+
+def main() -> None:
+    """Entry point of `nanochat`. Exit codes: 0 done, 2 a mistake of the user's, 130 stopped by the user."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(format="%(message)s")
+    arguments = sys.argv[1:]
+    if arguments[:2] == ["tokenizer", "train"]:  # a verb of two words is one to tyro
+        arguments = ["tokenizer train", *arguments[2:]]
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="nanochat",
+            description="Train, understand, run and serve your own small ChatGPT.",
+            args=arguments,
+            config=(tyro.conf.DisallowNone,),
+        )
+    except (UserError, OSError) as error:
+        print(f"nanochat: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BaseException as error:
+        if type(error).__name__ not in ("KeyboardInterrupt", "Interrupted"):
+            raise
+        sys.exit(130)

@@ -1,0 +1,168 @@
+"""The report card of a run: one self-contained HTML page with curves, skills, samples and what it cost."""
+
+import dataclasses
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat.common import atomic_file
+from nanochat.data.conversations import Conversation
+from nanochat.evaluation.skills import SkillReport
+
+STAGE_NAMES = {"base": "pretraining", "chat": "chat tuning"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """What one stage took: parameters trained, tokens seen, floating-point operations, seconds of training."""
+
+    parameters: int
+    tokens: int
+    flops: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCard:
+    """Everything the page shows.
+
+    `metrics` are the records of `metrics.jsonl`, `samples` conversations with the model's own answers, `texts` what
+    the base model wrote after a given beginning, as (beginning, continuation).
+    """
+
+    title: str
+    stages: dict[str, StageCost]
+    metrics: list[dict[str, Any]]
+    skills: SkillReport | None
+    samples: Sequence[Conversation]
+    texts: Sequence[tuple[str, str]]
+    machine: str
+
+    def write(self, path: Path) -> None:
+        """Write the page, atomically."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(self.html(), encoding="utf-8")
+
+    def html(self) -> str:
+        """The page as HTML; what a model or a user wrote is always escaped."""
+        sections = [
+            f"<h1>{html.escape(self.title)}</h1>",
+            f"<p class=dim>{html.escape(self.machine)}</p>",
+            "<h2>What it cost</h2>",
+            self._costs(),
+            "<h2>Learning</h2>",
+            _curves(self.metrics),
+        ]
+        if self.skills is not None:
+            average = f"{self.skills.average:.3f}"
+            sections += [
+                f"<h2>Skills: {average} on average</h2>",
+                "<p>Share of held-out questions answered right, by skill. What is held out differs by skill: hover.</p>",
+                _skill_bars(self.skills),
+            ]
+        if self.samples:
+            sections += ["<h2>Conversations</h2>", *(_conversation(sample) for sample in self.samples)]
+        if self.skills is not None:
+            sections += ["<h2>Wrong answers</h2>", _wrong_answers(self.skills)]
+        if self.texts:
+            sections += ["<h2>Text by the base model</h2>", *(_text(*text) for text in self.texts)]
+        body = "\n".join(sections)
+        return (
+            f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>{html.escape(self.title)}</title>\n"
+            '<meta name=viewport content="width=device-width, initial-scale=1">\n'
+            f"<style>{_STYLE}</style>\n<main>\n{body}\n</main>\n</html>\n"
+        )
+
+    def _costs(self) -> str:
+        rows = [
+            f"<tr><td>{STAGE_NAMES[name]}<td>{cost.parameters / 1e6:.1f} M<td>{cost.tokens / 1e6:.2f} M"
+            f"<td>{cost.flops:.2e}<td>{cost.seconds:.0f} s<td>{cost.tokens / max(cost.seconds, 1e-9):,.0f}"
+            f"<td>{cost.flops / max(cost.seconds, 1e-9) / 1e9:,.0f}"
+            for name, cost in self.stages.items()
+        ]
+        head = "<tr><th>stage<th>parameters<th>tokens<th>FLOPs<th>time<th>tokens/s<th>GFLOP/s"
+        return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _curves(metrics: list[dict[str, Any]]) -> str:
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    stages = [name for name in STAGE_NAMES if any(record["stage"] == name for record in metrics)]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for place, stage in enumerate(stages, 1):
+        records = [record for record in metrics if record["stage"] == stage]
+        axes = figure.add_subplot(1, len(stages), place)
+        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color="#7f93b2", linewidth=0.8)
+        axes.set(title=STAGE_NAMES[stage], xlabel="step", ylabel="training loss (nats per token)")
+        validated = [r for r in records if "val_bpb" in r]
+        right = axes.twinx()
+        right.plot([r["step"] + 1 for r in validated], [r["val_bpb"] for r in validated], "o-", color="#d9822b", ms=3)
+        right.set_ylabel("held-out bits per byte", color="#d9822b")
+        axes.set_ylim(bottom=0)
+        right.set_ylim(bottom=0)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def _skill_bars(report: SkillReport) -> str:
+    from nanochat.data.primer import SKILLS
+
+    rows = [
+        f'<div class=bar title="{html.escape(SKILLS[name].description)}"><span>{html.escape(name)}</span>'
+        f"<i><b style=width:{100 * score:.0f}%></b></i><span>{score:.2f}</span></div>"
+        for name, score in report.scores.items()
+    ]
+    return "\n".join(rows)
+
+
+def _wrong_answers(report: SkillReport, most: int = 12) -> str:
+    wrong = [answer for answers in report.answers.values() for answer in answers if answer.score < 1]
+    if not wrong:
+        return "<p>None.</p>"
+    rows = [
+        f"<tr><td>{html.escape(answer.question.skill)}<td>{html.escape(answer.question.conversation[-1]['content'])}"
+        f"<td>{html.escape(answer.question.answer)}<td>{html.escape(answer.result.text)}"
+        for answer in wrong[:: max(1, len(wrong) // most)][:most]
+    ]
+    return f"<p>{len(rows)} of {len(wrong)}:</p><table><tr><th>skill<th>question<th>expected<th>answer{''.join(rows)}</table>"
+
+
+def _conversation(conversation: Conversation) -> str:
+    lines = []
+    for message in conversation:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
+            kind = message["role"] if part["type"] == "text" else part["type"]
+            lines.append(f"<p class={html.escape(kind)}>{html.escape(part['text'])}</p>")
+    return f"<div class=chat>{''.join(lines)}</div>"
+
+
+def _text(beginning: str, continuation: str) -> str:
+    return f"<blockquote><b>{html.escape(beginning)}</b>{html.escape(continuation)}</blockquote>"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --accent: #3b6ea8; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
+main { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+figure { margin: 0; background: #fff; border-radius: 8px; } svg { max-width: 100%; height: auto; }
+.dim { opacity: .7; }
+.bar { display: grid; grid-template-columns: 8rem 1fr 3rem; gap: .6rem; align-items: center; }
+.bar i { background: var(--line); border-radius: 4px; height: .8rem; }
+.bar b { display: block; background: var(--accent); border-radius: 4px; height: 100%; }
+.chat { border: 1px solid var(--line); border-radius: 8px; padding: .4rem 1rem; margin: .6rem 0; }
+.chat p { margin: .3rem 0; white-space: pre-wrap; }
+.user::before, .assistant::before, .python::before, .python_output::before, .system::before
+  { display: inline-block; min-width: 6.5rem; opacity: .6; font-size: .85rem; }
+.user::before { content: "you"; } .assistant::before { content: "model"; } .system::before { content: "system"; }
+.python::before { content: "calculator"; } .python_output::before { content: "result"; }
+.python, .python_output { font-family: ui-monospace, monospace; opacity: .8; }
+blockquote { margin: .6rem 0; padding: .2rem 1rem; border-left: 3px solid var(--line); white-space: pre-wrap; }
+"""

@@ -1,0 +1,110 @@
+"""What the user can set for each stage; light, so that `nanochat --help` does not wait for PyTorch.
+
+`None` means: as the recipe computes it from the depth.
+"""
+
+import dataclasses
+from pathlib import Path
+
+DEFAULT_RUN = Path("runs/nanochat")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainOptions:
+    """Pretrain a model from random weights on plain text.
+
+    Attributes:
+        data: `primer`, a file (.txt, .jsonl, .parquet), a folder of them, a hub data set id, or several with commas.
+        run: folder of the run; the model goes to RUN/base. A tokenizer in RUN/tokenizer is used, else one is trained.
+        depth: layers; decides width, batch, learning rates and horizon.
+        vocab_size: of a newly trained tokenizer.
+        seq_len: tokens of a row, and the model's context.
+        tokens: how many tokens to train on.
+        batch_tokens: tokens of one optimizer step.
+        micro_batch_tokens: tokens of one forward and backward pass; fewer take less memory.
+        matrix_lr: peak learning rate of Muon.
+        embedding_lr: peak learning rate of the embedding.
+        head_lr: peak learning rate of the output head.
+        weight_decay: of the block matrices.
+        dtype: bfloat16 or float32.
+        seed: of the initial weights and the order of the data.
+        resume: go on with RUN where it was stopped; all other options are those it was started with.
+    """
+
+    data: str = "primer"
+    run: Path = DEFAULT_RUN
+    depth: int = 4
+    vocab_size: int | None = None
+    seq_len: int | None = None
+    tokens: int | None = None
+    batch_tokens: int | None = None
+    micro_batch_tokens: int | None = None
+    matrix_lr: float | None = None
+    embedding_lr: float | None = None
+    head_lr: float | None = None
+    weight_decay: float | None = None
+    dtype: str | None = None
+    seed: int = 0
+    resume: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SftOptions:
+    """Tune the model in RUN/base on conversations; only the assistant's words are trained on.
+
+    Attributes:
+        data: `primer`, a file (.jsonl, .parquet) of `messages`, a folder of them, a hub data set id, or several.
+        run: folder of the run; the model goes to RUN/chat.
+        model: start from this model folder or hub id instead of RUN/base.
+        tokens: how many tokens of conversations to take from an endless source such as the Primer.
+        epochs: how often to go through the conversations.
+        batch_tokens: tokens of one optimizer step.
+        micro_batch_tokens: tokens of one forward and backward pass; fewer take less memory.
+        lr_fraction: learning rates as a fraction of the pretraining rates for this model.
+        dtype: bfloat16 or float32.
+        seed: of the order of the data.
+        resume: go on with RUN where it was stopped; all other options are those it was started with.
+    """
+
+    data: str = "primer"
+    run: Path = DEFAULT_RUN
+    model: str | None = None
+    tokens: int | None = None
+    epochs: int = 1
+    batch_tokens: int | None = None
+    micro_batch_tokens: int | None = None
+    lr_fraction: float = 0.5
+    dtype: str | None = None
+    seed: int = 0
+    resume: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedrunOptions:
+    """Everything in one go: tokenizer, pretraining, chat tuning, evaluation, a report and a conversation.
+
+    A run that was stopped goes on; one that is complete answers at once.
+
+    Attributes:
+        data: plain text to pretrain on, as for `nanochat pretrain`.
+        chat: conversations to tune on, as for `nanochat sft`.
+        run: folder of the run.
+        depth: layers; decides everything that is not set.
+        vocab_size: of the tokenizer.
+        seq_len: tokens of a row, and the model's context.
+        tokens: how many tokens to pretrain on.
+        chat_tokens: how many tokens of conversations to take from an endless source such as the Primer.
+        chat_epochs: how often to go through the conversations.
+        seed: of everything.
+    """
+
+    data: str = "primer"
+    chat: str = "primer"
+    run: Path = DEFAULT_RUN
+    depth: int = 4
+    vocab_size: int | None = None
+    seq_len: int | None = None
+    tokens: int | None = None
+    chat_tokens: int | None = None
+    chat_epochs: int = 1
+    seed: int = 0

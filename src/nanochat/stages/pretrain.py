@@ -1,0 +1,69 @@
+"""Pretraining: text → tokenizer → rows of tokens → a base model."""
+
+import math
+from pathlib import Path
+
+from nanochat.common import UserError
+from nanochat.data.batches import StreamBatches
+from nanochat.data.sources import Split, is_endless, read_documents
+from nanochat.data.store import TokenStore
+from nanochat.data.tokenization import tokenize_documents
+from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.stages.options import PretrainOptions
+from nanochat.stages.run import VALIDATION_TOKENS, Run, train_stage
+from nanochat.stages.tokenizer import tokenizer_of
+from nanochat.tokenizer import NanoChatTokenizer
+from nanochat.training.initialization import initialize_for_training
+from nanochat.training.recipe import Recipe
+
+RECIPE_OPTIONS = (
+    *("seq_len", "tokens", "batch_tokens", "micro_batch_tokens"),
+    *("matrix_lr", "embedding_lr", "head_lr", "weight_decay", "dtype", "seed"),
+)
+
+
+def pretrain(options: PretrainOptions) -> Path:
+    """Train a base model by the options; returns its folder.
+
+    Raises:
+        UserError: for impossible options or data, before anything is trained.
+        Interrupted: after Ctrl-C, once a checkpoint is written.
+    """
+    run = Run(options.run)
+    if options.resume:
+        recipe, origin = run.load_recipe("base")
+        data = origin["data"]
+        if run.is_complete("base"):
+            raise UserError(f"{run.stage('base')} is complete; there is nothing to resume.")
+        tokenizer = NanoChatTokenizer.from_pretrained(run.tokenizer)
+    else:
+        run.check_new("base")
+        data = options.data
+        tokenizer = tokenizer_of(run, data, options.vocab_size or default_vocab_size(options.depth))
+        chosen = {name: getattr(options, name) for name in RECIPE_OPTIONS}
+        recipe = Recipe.from_depth(options.depth, len(tokenizer), **chosen)
+
+    train = _store(run, data, "train", tokenizer, recipe.steps * recipe.batch_tokens + 1, options.resume)
+    validation = _store(run, data, "val", tokenizer, 2 * VALIDATION_TOKENS, options.resume)
+    batches = StreamBatches(train, recipe.batch_size, recipe.seq_len, recipe.seed)
+    validation_batches = StreamBatches(validation, recipe.batch_size, recipe.seq_len, recipe.seed)
+    if not options.resume:
+        run.save_recipe("base", recipe, data=data)
+
+    model = NanoChatForCausalLM(recipe.config())
+    initialize_for_training(model, recipe.seed)
+    train_stage(run, "base", model, tokenizer, recipe, batches, validation_batches, options.resume)
+    return run.stage("base")
+
+
+def default_vocab_size(depth: int) -> int:
+    """128 depth², to the nearest power of two, at most 65,536: embedding and head grow in step with the blocks."""
+    return 2 ** min(16, round(math.log2(128 * depth**2)))
+
+
+def _store(
+    run: Run, data: str, split: Split, tokenizer: NanoChatTokenizer, most_tokens: int, reuse: bool
+) -> TokenStore:
+    limit = most_tokens if split == "val" or is_endless(data) else None  # all of a corpus, to draw from the whole
+    documents = tokenize_documents(read_documents(data, split), tokenizer)
+    return run.open_or_write_store("base", split, documents, tokenizer, limit, reuse)

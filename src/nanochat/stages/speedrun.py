@@ -1,0 +1,138 @@
+"""The speedrun: tokenizer → pretraining → chat tuning → evaluation → a report and a conversation, in one go."""
+
+import dataclasses
+import os
+import platform
+import time
+from itertools import islice
+
+import torch
+
+from nanochat.common import UserError
+from nanochat.data.conversations import Conversation, Message
+from nanochat.data.sources import read_conversations, read_documents
+from nanochat.evaluation.report_card import ReportCard, StageCost
+from nanochat.evaluation.skills import SkillReport, evaluate_skills
+from nanochat.inference.engine import Engine
+from nanochat.inference.sampling import SamplingParams
+from nanochat.model.accounting import parameter_counts
+from nanochat.model.configuration import NanoChatConfig
+from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
+from nanochat.stages.pretrain import pretrain
+from nanochat.stages.run import Run, console
+from nanochat.stages.sft import sft
+from nanochat.training.run_log import read_metrics
+
+# What the Primer needs at depth 4 to be learnt on two CPU cores in minutes; for other data the recipe decides.
+PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_000_000, "chat_tokens": 1_500_000}
+# Held out of the Primer's training data: an honest conversation.
+DEMO_QUESTIONS = ("What is the capital of France?", "Who are you?", "What is 37 times 24?")
+
+
+def speedrun(options: SpeedrunOptions) -> None:
+    """Do whatever part of the run is not done yet, then show a conversation.
+
+    Raises:
+        UserError: if the folder holds a run with other options.
+        Interrupted: after Ctrl-C, once a checkpoint is written.
+    """
+    run = Run(options.run)
+    _check_same(run, options)
+    if options.data == "primer":
+        chosen = {k: v for k, v in PRIMER_DEFAULTS.items() if getattr(options, k) is None}
+        options = dataclasses.replace(options, **chosen)
+    begun = time.monotonic()
+    if not run.is_complete("base"):
+        shared = {name: getattr(options, name) for name in ("depth", "vocab_size", "seq_len", "tokens", "seed")}
+        pretrain(PretrainOptions(data=options.data, run=options.run, resume=run.is_begun("base"), **shared))
+    if not run.is_complete("chat"):
+        sft(
+            SftOptions(
+                data=options.chat,
+                run=options.run,
+                tokens=options.chat_tokens,
+                epochs=options.chat_epochs,
+                seed=options.seed,
+                resume=run.is_begun("chat"),
+            )
+        )
+    engine = Engine.from_pretrained(run.stage("chat"))
+    if not run.report.exists():
+        skills = _evaluate(engine) if options.chat == "primer" else None
+        report(run, options, engine, skills)
+        console.print(f"{time.monotonic() - begun:.0f} seconds in all; report: {run.report}\n")
+    for question in _questions(options)[:3]:
+        _show(answer(engine, question))
+    console.print(f"Chat on:  nanochat chat {run.stage('chat')}")
+
+
+def answer(engine: Engine, question: str, params: SamplingParams | None = None) -> Conversation:
+    """The conversation of one question and the model's reply to it."""
+    asked = Message(role="user", content=question)
+    [result] = engine.generate([[asked]], params or SamplingParams())
+    return [asked, Message(role="assistant", content=result.parts)]
+
+
+def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillReport | None) -> None:
+    """Write the run's `report.html`."""
+    metrics = read_metrics(run.metrics)
+    config: NanoChatConfig = engine.model.config  # type: ignore[assignment]
+    stages = {}
+    for stage in ("base", "chat"):
+        recipe, _ = run.load_recipe(stage)
+        seconds = max(record["seconds"] for record in metrics if record["stage"] == stage)
+        tokens = recipe.steps * recipe.batch_tokens
+        stages[stage] = StageCost(parameter_counts(config)["total"], tokens, recipe.flops(config), seconds)
+    base = Engine.from_pretrained(run.stage("base"))
+    beginnings = [" ".join(text.split()[:8]) for text in islice(read_documents(options.data, "val"), 4)]
+    lively = SamplingParams(max_new_tokens=80, temperature=0.8, top_k=50, seed=options.seed)
+    texts = [(b, r.text) for b, r in zip(beginnings, base.generate(beginnings, lively), strict=True)]
+    card = ReportCard(
+        title=f"NanoChat, depth {config.num_hidden_layers}: {run.folder.name}",
+        stages=stages,
+        metrics=metrics,
+        skills=skills,
+        samples=[answer(engine, question) for question in _questions(options)],
+        texts=texts,
+        machine=f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
+        f"{platform.machine()}; data: {options.data}, {options.chat}",
+    )
+    card.write(run.report)
+
+
+def _evaluate(engine: Engine) -> SkillReport:
+    console.print("held-out questions, 50 of each skill:")
+    skills = evaluate_skills(engine, progress=lambda name, score: console.print(f"  {name:13} {score:.2f}"))
+    console.print(f"  {'average':13} {skills.average:.3f}")
+    return skills
+
+
+def _questions(options: SpeedrunOptions) -> list[str]:
+    if options.chat == "primer":
+        return list(DEMO_QUESTIONS)
+    openings = (conversation[0]["content"] for conversation in read_conversations(options.chat, "val"))
+    short = (text for text in openings if isinstance(text, str) and len(text) < 200)
+    return list(islice(short, 8))
+
+
+def _show(conversation: Conversation) -> None:
+    for message in conversation:
+        if isinstance(message["content"], str):
+            console.print(f"> {message['content']}", style="bold", markup=False)
+            continue
+        calculation = [part["text"] for part in message["content"] if part["type"] != "text"]
+        if calculation:
+            console.print(f"  calculator: {' = '.join(calculation)}", style="dim", markup=False)
+        text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+        console.print(f"{text}\n", markup=False)
+
+
+def _check_same(run: Run, options: SpeedrunOptions) -> None:
+    for stage, data in (("base", options.data), ("chat", options.chat)):
+        if run.is_begun(stage):
+            recipe, origin = run.load_recipe(stage)
+            if (origin["data"], recipe.depth, recipe.seed) != (data, options.depth, options.seed):
+                raise UserError(
+                    f"{run.folder} holds a run with data={origin['data']}, depth={recipe.depth}, seed={recipe.seed}, "
+                    f"not {data}, {options.depth}, {options.seed}; choose another --run."
+                )
