@@ -59,7 +59,7 @@ class ReportCard:
             average = f"{self.skills.average:.3f}"
             sections += [
                 f"<h2>Skills: {average} on average</h2>",
-                "<p>Share of held-out questions answered right, by skill. What is held out differs by skill: hover.</p>",
+                "<p>Share of held-out questions answered right. What is held out differs by skill: hover.</p>",
                 _skill_bars(self.skills),
             ]
         if self.samples:
@@ -128,7 +128,8 @@ def _wrong_answers(report: SkillReport, most: int = 12) -> str:
         f"<td>{html.escape(answer.question.answer)}<td>{html.escape(answer.result.text)}"
         for answer in wrong[:: max(1, len(wrong) // most)][:most]
     ]
-    return f"<p>{len(rows)} of {len(wrong)}:</p><table><tr><th>skill<th>question<th>expected<th>answer{''.join(rows)}</table>"
+    head = "<tr><th>skill<th>question<th>expected<th>answer"
+    return f"<p>{len(rows)} of {len(wrong)}:</p><table>{head}{''.join(rows)}</table>"
 
 
 def _conversation(conversation: Conversation) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
+from nanochat.data.conversations import Conversation
 from nanochat.data.primer import SKILLS, Question
 from nanochat.inference.engine import Engine, Result
 from nanochat.inference.sampling import SamplingParams
@@ -48,7 +50,7 @@ def evaluate_skills(
     report: dict[str, list[Answer]] = {}
     for name, skill in SKILLS.items():
         questions = skill.questions(split, questions_per_skill, seed)
-        results = engine.generate([question.conversation for question in questions], params)
+        results = engine.generate([cast(Conversation, question.conversation) for question in questions], params)
         report[name] = [
             Answer(question, result, skill.score(question, result.text))
             for question, result in zip(questions, results, strict=True)

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def speedrun(options: SpeedrunOptions) -> None:
     run = Run(options.run)
     _check_same(run, options)
     if options.data == "primer":
-        chosen = {k: v for k, v in PRIMER_DEFAULTS.items() if getattr(options, k) is None}
+        chosen: dict[str, Any] = {k: v for k, v in PRIMER_DEFAULTS.items() if getattr(options, k) is None}
         options = dataclasses.replace(options, **chosen)
     begun = time.monotonic()
     if not run.is_complete("base"):
