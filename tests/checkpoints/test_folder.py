@@ -29,7 +29,12 @@ def tokenizer() -> NanoChatTokenizer:
 def tiny_model(vocab_size: int) -> NanoChatForCausalLM:
     torch.manual_seed(0)
     config = NanoChatConfig(
-        vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        max_position_embeddings=64,
     )
     return NanoChatForCausalLM(config)
 
@@ -52,6 +57,7 @@ def test_a_saved_folder_holds_everything_and_agrees_with_itself(tokenizer: NanoC
     generation = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [end, bos]
     assert model.generation_config.eos_token_id == [end, bos]  # of the model in memory too
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == model.config.max_position_embeddings
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
