@@ -7,7 +7,7 @@ How large the spaces are, and what of them only "val" may draw (a stable hash de
 
 | skill | space | held out |
 |---|---|---|
-| identity, greetings | 9 facts in 100 wordings; 5 greetings in 9, other small talk in 40 | 1 wording in 4 |
+| identity, greetings | 86 questions in 5 wordings; 5 greetings in 9, other small talk 40 x 4 | 1 wording in 8 |
 | greetings: what the user said | 420 statements | 1 statement in 10 |
 | capitals | 150 facts (50 countries), 1,750 questions | 1 question in 8 |
 | animals, things, opposites, calendar | 124, 130, 88, 69 facts; 1,140, 1,210, 1,230, 540 questions | 1 question in 8 |
@@ -75,9 +75,8 @@ SKILLS: dict[str, Skill] = {
 
 # How often each skill comes in conversations: what is hard for a small transformer comes more often.
 _WEIGHTS = {
-    "identity": 3, "greetings": 4, "capitals": 5, "animals": 6, "things": 6, "opposites": 4, "calendar": 5,
-    "spelling": 8,
-    "letters": 8, "arithmetic": 10, "numbers": 10, "instructions": 10, "stories": 9,
+    "identity": 4, "greetings": 4, "capitals": 5, "animals": 4, "things": 4, "opposites": 3, "calendar": 6,
+    "spelling": 7, "letters": 5, "arithmetic": 7, "numbers": 13, "instructions": 14, "stories": 13,
 }  # fmt: skip
 _SYSTEM = (
     "You are a helpful assistant.",
@@ -85,7 +84,7 @@ _SYSTEM = (
     "Answer the user's questions.",
     "Be brief and friendly.",
 )
-_SPOKEN_SKILLS = [name for name in SKILLS if name not in ("letters", "arithmetic")]  # dialogues without tool calls
+_SPOKEN_WEIGHTS = {**_WEIGHTS, "letters": 0, "arithmetic": 0}  # dialogues without tool calls
 
 
 def documents(split: str = "train", seed: int = 0) -> Iterator[str]:
@@ -93,9 +92,10 @@ def documents(split: str = "train", seed: int = 0) -> Iterator[str]:
     check_split(split)
     rng = random.Random(f"primer/documents/{split}/{seed}")
     kinds, weights = list(prose.KINDS), list(prose.KINDS.values())
+    names, name_weights = list(_SPOKEN_WEIGHTS), list(_SPOKEN_WEIGHTS.values())
     while True:
         if rng.random() < 0.25:
-            text = prose.dialogue(SKILLS[rng.choice(_SPOKEN_SKILLS)].talk(rng, split))
+            text = prose.dialogue(SKILLS[rng.choices(names, name_weights)[0]].talk(rng, split))
         else:
             text = rng.choices(kinds, weights)[0](rng, split)
         # Facts are the same in both splits, so here whole texts are held out: no val document is in train.

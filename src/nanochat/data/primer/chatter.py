@@ -7,9 +7,19 @@ from nanochat.data.primer.relation import Relation
 from nanochat.data.primer.skill import Exchange, decorate, draw_item
 from nanochat.data.primer.words import NAMES, STORY_COLOURS
 
+# Ways to lead into a question or a remark.
+_QUESTION_FRAMES = ("{}", "NanoChat, {}", "Now, {}", "I want to know: {}", "One more thing. {}")
+_REMARK_FRAMES = ("{}", "Well, {}", "OK. {}", "Oh, {}")
+
 
 def _about(name: str, answer: str, reply: str, ask: tuple[str, ...], rivals: tuple[str, ...] = ()) -> Relation:
-    return Relation(name, {"": answer}, ask=ask, reply=(reply,), prose=(reply,), rivals=rivals, one_in=4)
+    """A fact about the model itself, or small talk with one reply."""
+    framed = tuple(
+        frame.format(text if frame == "{}" or frame[-4] == "." or text.startswith("I ") else text[0].lower() + text[1:])
+        for text in ask
+        for frame in (_QUESTION_FRAMES if text.endswith("?") else _REMARK_FRAMES)
+    )
+    return Relation(name, {"": answer}, ask=framed, reply=(reply,), prose=(reply,), rivals=rivals)
 
 
 IDENTITY = [
@@ -74,7 +84,6 @@ GREETINGS = [
         "{x} there!", "{x} again!"),
         reply=("{y}! How can I help you?",),
         prose=('"{x}!" said one. "{y}!" said the other.',),
-        one_in=4,
     ),
     _about("well", "well", "I am well, thank you. How can I help you?", (
         "How are you?", "How are you today?", "How do you do?", "Are you well?", "How is it going?", "How are things?",

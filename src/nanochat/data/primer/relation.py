@@ -76,9 +76,14 @@ def askable(relation: Relation, templates: Sequence[str], split: str) -> list[tu
     ]
 
 
+def any_relation(relations: Sequence[Relation], rng: random.Random) -> Relation:
+    """One of the relations, so that every fact comes equally often."""
+    return rng.choices(relations, [len(relation.facts) for relation in relations])[0]
+
+
 def talk(relations: Sequence[Relation], rng: random.Random, split: str) -> list[Exchange]:
     """A question, now and then followed by one or two more about the same relation ("And of Italy?")."""
-    relation = rng.choice([one for one in relations if askable(one, one.ask, split)])
+    relation = any_relation([one for one in relations if askable(one, one.ask, split)], rng)
     subject, template = rng.choice(askable(relation, relation.ask, split))
     exchanges = [relation.exchange(rng, subject, template)]
     follow = [pair for pair in askable(relation, relation.follow, split) if pair[0] != subject]
