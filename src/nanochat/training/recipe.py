@@ -49,19 +49,13 @@ class Recipe:
     dtype: str
 
     def __post_init__(self) -> None:
-        for name in ("depth", "vocab_size", "seq_len", "tokens", "batch_tokens", "micro_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("matrix_lr", "embedding_lr", "head_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            _check(name, value)
         if self.batch_tokens % self.seq_len:
             raise UserError(
                 f"batch_tokens must be a multiple of seq_len = {self.seq_len} (whole rows), got {self.batch_tokens}; "
                 f"try {-(-self.batch_tokens // self.seq_len) * self.seq_len}."
             )
-        if self.dtype not in ("bfloat16", "float32"):
-            raise UserError(f'dtype must be "bfloat16" or "float32", got {self.dtype!r}.')
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, **chosen: Any) -> "Recipe":
@@ -73,9 +67,9 @@ class Recipe:
         Raises:
             UserError: for values that no run can have.
         """
-        if depth < 1:
-            raise UserError(f"depth must be at least 1, got {depth}.")
         chosen = {name: value for name, value in chosen.items() if value is not None}
+        for name, value in {"depth": depth, "vocab_size": vocab_size, **chosen}.items():
+            _check(name, value)
         hidden_size = -(-64 * depth // 128) * 128
         seq_len = chosen.get("seq_len", min(2048, 128 * depth))
         scaling_parameters = 12 * depth * hidden_size**2 + vocab_size * hidden_size
@@ -147,6 +141,17 @@ class Recipe:
             f"{self.steps} steps of {self.batch_size} rows x {self.seq_len} tokens = "
             f"{self.steps * self.batch_tokens / 1e6:.1f} M tokens, {self.flops(config):.2e} FLOPs, {self.dtype}"
         )
+
+
+def _check(name: str, value: Any) -> None:
+    if name in ("depth", "vocab_size", "seq_len", "tokens", "batch_tokens", "micro_batch_tokens") and value < 1:
+        raise UserError(f"{name} must be at least 1, got {value}.")
+    if name in ("matrix_lr", "embedding_lr", "head_lr", "weight_decay") and not 0 <= value < math.inf:
+        raise UserError(f"{name} must be a number of at least 0, got {value}.")
+    if name == "seed" and not 0 <= value < 2**63:
+        raise UserError(f"seed must be from 0 to 2**63 - 1, got {value}.")
+    if name == "dtype" and value not in ("bfloat16", "float32"):
+        raise UserError(f'dtype must be "bfloat16" or "float32", got {value!r}.')
 
 
 def _batch_tokens(tokens: int, seq_len: int) -> int:
