@@ -16,6 +16,7 @@ from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.loop import Interrupted, TrainingLoop
+from nanochat.training.memory import keep_freed_memory
 from nanochat.training.recipe import Recipe
 
 VALIDATION_TOKENS = 2**15
@@ -131,6 +132,7 @@ def train_stage(
     resume: bool,
 ) -> None:
     """Train, with checkpoints and validation in bits per byte, and write the finished model to the stage's folder."""
+    keep_freed_memory()
     count = max(1, VALIDATION_TOKENS // recipe.batch_tokens)
     validation_batches = list(validation.validation_batches(count))
     token_bytes = tokenizer.token_bytes()
