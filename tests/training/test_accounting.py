@@ -51,10 +51,10 @@ def test_the_original_models_have_their_published_sizes(depth, total):
     assert parameter_counts(original(depth))["total"] == total
 
 
-def matrix_flops_of_a_forward_pass(shape, T):
+def matrix_flops_of_a_forward_pass(shape, tokens):
     model = NanoChatForCausalLM(shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, T, dtype=torch.long), use_cache=False)
+        model(torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
     by_operation = counter.get_flop_counts()["Global"]
     return sum(count for operation, count in by_operation.items() if "attention" not in str(operation))
 

@@ -1,6 +1,8 @@
 """The one dial: valid for every depth, open to every choice, clear about the impossible. No tuned numbers here."""
 
 import dataclasses
+import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ def test_every_depth_gives_a_whole_recipe(depth):
 
 def test_a_deeper_model_is_larger_and_sees_more():
     recipes = [Recipe.from_depth(depth, 32768, dtype="float32") for depth in range(2, 26, 2)]
-    for shallow, deep in zip(recipes, recipes[1:]):
+    for shallow, deep in itertools.pairwise(recipes):
         assert deep.hidden_size > shallow.hidden_size
         assert deep.tokens > shallow.tokens
         assert deep.batch_tokens >= shallow.batch_tokens - deep.seq_len  # rounded to whole rows
@@ -117,7 +119,5 @@ def test_the_probe_answers_for_this_machine():
 
 
 def test_a_recipe_goes_through_json():
-    import json
-
     made = recipe()
     assert Recipe(**json.loads(json.dumps(dataclasses.asdict(made)))) == made

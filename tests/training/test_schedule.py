@@ -1,5 +1,7 @@
 """What any schedule of rates must do, whatever its tuned numbers are."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +44,7 @@ def test_between_warmup_and_decay_the_rate_is_at_its_peak(schedule):
 
 def test_the_decay_is_linear_and_ends_near_its_final_fraction():
     values = [learning_rate_factor(step, 1000, 0, 0.5, 0.1) for step in range(1000)]
-    differences = [before - after for before, after in zip(values[501:], values[502:])]
+    differences = [before - after for before, after in itertools.pairwise(values[501:])]
     assert max(differences) - min(differences) < 1e-12
     assert 0.1 < values[-1] < 0.1 + 0.9 / 400
 

@@ -105,9 +105,9 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def train_in_process(folder: Path, steps: int, threads: int) -> None:
+def train_in_process(folder: Path, steps: int) -> None:
     """Train to the end, resuming what is there; the body of a process that a test may kill at any time."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     loop_module.time = save_often()
     loop = toy_loop(folder, recipe=recipe(steps))
     loop.resume()

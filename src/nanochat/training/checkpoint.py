@@ -1,15 +1,17 @@
 """Checkpoints of a running stage: a model folder that `from_pretrained` opens, with what training needs beside it."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 
 from nanochat.common import UserError, atomic_folder
 
@@ -41,9 +43,15 @@ class Checkpoint:
         optimizers: list[torch.optim.Optimizer],
         state: dict[str, Any],
     ) -> "Checkpoint":
-        """Write a checkpoint, whole or not at all, then drop those older than the newest two."""
+        """Write a checkpoint, whole or not at all, then drop those older than the newest two.
+
+        Raises:
+            UserError: if it can't be written, as on a full disk; those before are still there.
+        """
         folder = checkpoints / f"step-{step:06d}"
-        with atomic_folder(folder) as temporary:
+        for left_over in checkpoints.glob(".step-*"):  # by a kill in the middle of this
+            shutil.rmtree(left_over)
+        with written(folder), atomic_folder(folder) as temporary:
             save_model(temporary / "model")
             for file in (temporary / "model").iterdir():
                 file.rename(temporary / file.name)
@@ -62,17 +70,33 @@ class Checkpoint:
         """
         try:
             state = json.loads((self.folder / "loop.json").read_text())
-            weights = load_file(self.folder / "model.safetensors")
+            if state["step"] != self.step:
+                raise ValueError(f"loop.json is of step {state['step']}")
             optimizer_states = torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
-            model.load_state_dict(weights)
+            load_model(model, self.folder / "model.safetensors")  # knows that tied weights are stored once
             for optimizer, optimizer_state in zip(optimizers, optimizer_states, strict=True):
                 optimizer.load_state_dict(optimizer_state)
         except Exception as error:  # whatever a damaged file makes the readers raise
-            reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"The checkpoint {self.folder} is damaged ({reason}); delete that folder to go on from the one before."
+                f"The checkpoint {self.folder} is damaged ({_reason(error)}); delete that folder to go on from the one "
+                "before."
             ) from error
         return state
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn what the writers of tensors raise on a full disk, each its own kind, into a UserError that names `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} can't be written ({_reason(error)}); make room, then go on from the last checkpoint with --resume."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _all(checkpoints: Path) -> list[Checkpoint]:

@@ -23,11 +23,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict) or not {"stage", "step"} <= record.keys():
+                raise ValueError("stage and step are missing")
+            records.append(record)
         except ValueError as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path} line {number} is not JSON ({error}); delete the line.") from None
+            raise UserError(f"{path} line {number} is not a step's record ({error}); delete the line.") from None
     return records
 
 
@@ -71,10 +74,6 @@ class RunLog:
             self._last_line = now
             left = (now - self._begun) / max(1, step - self.start) * (self.steps - step)
             self._console.print(f"{self.stage} {step}/{self.steps} {text}, {left:.0f} s left", soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(text, soft_wrap=True)
 
 
 class _Numbers(ProgressColumn):
