@@ -67,14 +67,16 @@ class Run:
         folder = self.store(stage, split)
         if reuse and folder.exists():
             return TokenStore.open(folder)
-        store = TokenStore.write(
-            folder,
-            documents,
-            len(tokenizer),
-            max_tokens=max_tokens,
-            token_bytes=tokenizer.token_bytes(),
-            fingerprint=tokenizer_fingerprint(tokenizer),
-        )
+        with console.status(f"{stage} {split} data: tokenizing") as status:
+            store = TokenStore.write(
+                folder,
+                documents,
+                len(tokenizer),
+                max_tokens=max_tokens,
+                token_bytes=tokenizer.token_bytes(),
+                fingerprint=tokenizer_fingerprint(tokenizer),
+                progress=lambda tokens: status.update(f"{stage} {split} data: {tokens:,} tokens"),
+            )
         console.print(f"{stage} {split} data: {store.meta.tokens:,} tokens in {len(store):,} documents")
         return store
 
@@ -152,7 +154,11 @@ def train_stage(
     try:
         loop.run()
     except Interrupted as stop:
-        console.print(f"\nStopped after step {stop.step} of {recipe.steps}; everything up to there is saved.")
+        verb = {"base": "pretrain", "chat": "sft"}[stage]
+        console.print(
+            f"\nStopped after step {stop.step} of {recipe.steps}; everything up to there is saved. Go on with:\n"
+            f"nanochat {verb} --run {run.folder} --resume"
+        )
         raise
     save_model(model, tokenizer, run.stage(stage))
     console.print(f"{stage} model: {run.stage(stage)}")

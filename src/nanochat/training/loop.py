@@ -74,6 +74,9 @@ class TrainingLoop:
         self.optimizers = build_optimizers(
             model, recipe.matrix_lr, recipe.embedding_lr, recipe.head_lr, recipe.weight_decay
         )
+        if model.device.type == "cpu" and recipe.seq_len <= 1024:
+            # PyTorch's fused attention is two to four times slower there than plain products (docs/log.md).
+            model.set_attn_implementation("eager")
         self.step = 0  # steps done
         self.seconds = 0.0  # spent training, over all sessions of this run
 
