@@ -87,6 +87,7 @@ class ReportCard:
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     stages = [name for name in STAGE_NAMES if any(record["stage"] == name for record in metrics)]
@@ -103,7 +104,8 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
         axes.set_ylim(bottom=0)
         right.set_ylim(bottom=0)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "nanochat"}):  # the same curves give the same page
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 
@@ -139,7 +141,7 @@ def _conversation(conversation: Conversation) -> str:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         for part in parts:
             kind = message["role"] if part["type"] == "text" else part["type"]
-            lines.append(f"<p class={html.escape(kind)}>{html.escape(part['text'])}</p>")
+            lines.append(f'<p class="{html.escape(kind)}">{html.escape(part["text"])}</p>')
     return f"<div class=chat>{''.join(lines)}</div>"
 
 

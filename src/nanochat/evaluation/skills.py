@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import cast
 
+from nanochat.common import UserError
 from nanochat.data.conversations import Conversation
 from nanochat.data.primer import SKILLS, Question
 from nanochat.inference.engine import Engine, Result
@@ -45,7 +46,13 @@ def evaluate_skills(
     split: str = "val",
     progress: Callable[[str, float], None] = lambda name, score: None,
 ) -> SkillReport:
-    """Ask greedily `questions_per_skill` questions of every skill; `progress` hears each skill's score."""
+    """Ask greedily `questions_per_skill` questions of every skill; `progress` hears each skill's score.
+
+    Raises:
+        UserError: for less than one question.
+    """
+    if questions_per_skill < 1:
+        raise UserError(f"the number of questions of each skill must be at least 1, got {questions_per_skill}")
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     report: dict[str, list[Answer]] = {}
     for name, skill in SKILLS.items():
