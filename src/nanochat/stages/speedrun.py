@@ -1,9 +1,11 @@
 """The speedrun: tokenizer → pretraining → chat tuning → evaluation → a report and a conversation, in one go."""
 
 import dataclasses
+import itertools
 import os
 import platform
 import time
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -21,11 +23,11 @@ from nanochat.model.configuration import NanoChatConfig
 from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
 from nanochat.stages.pretrain import pretrain
 from nanochat.stages.run import Run, console
-from nanochat.stages.sft import sft
+from nanochat.stages.sft import check_options, sft
 from nanochat.training.run_log import read_metrics
 
 # What the Primer needs at depth 4 to be learnt on two CPU cores in minutes; for other data the recipe decides.
-PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_000_000, "chat_tokens": 1_500_000}
+PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_200_000, "chat_tokens": 1_400_000}
 # Held out of the Primer's training data: an honest conversation.
 DEMO_QUESTIONS = ("What is the capital of France?", "Who are you?", "What is 37 times 24?")
 
@@ -38,31 +40,37 @@ def speedrun(options: SpeedrunOptions) -> None:
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
     run = Run(options.run)
+    with run.locked():
+        _speedrun(run, options)
+
+
+def _speedrun(run: Run, options: SpeedrunOptions) -> None:
     _check_same(run, options)
     if options.data == "primer":
         chosen: dict[str, Any] = {k: v for k, v in PRIMER_DEFAULTS.items() if getattr(options, k) is None}
         options = dataclasses.replace(options, **chosen)
     begun = time.monotonic()
+    tuning = SftOptions(
+        data=options.chat,
+        run=options.run,
+        tokens=options.chat_tokens,
+        epochs=options.chat_epochs,
+        seed=options.seed,
+        resume=run.is_begun("chat"),
+    )
+    check_options(tuning)
     if not run.is_complete("base"):
+        next(read_conversations(options.chat, "val"))  # a mistake in its name or form is told now, not hours later
         shared = {name: getattr(options, name) for name in ("depth", "vocab_size", "seq_len", "tokens", "seed")}
         pretrain(PretrainOptions(data=options.data, run=options.run, resume=run.is_begun("base"), **shared))
     if not run.is_complete("chat"):
-        sft(
-            SftOptions(
-                data=options.chat,
-                run=options.run,
-                tokens=options.chat_tokens,
-                epochs=options.chat_epochs,
-                seed=options.seed,
-                resume=run.is_begun("chat"),
-            )
-        )
+        sft(tuning)
     engine = Engine.from_pretrained(run.stage("chat"))
     if not run.report.exists():
         skills = _evaluate(engine) if options.chat == "primer" else None
         report(run, options, engine, skills)
         console.print(f"{time.monotonic() - begun:.0f} seconds in all; report: {run.report}\n")
-    for question in _questions(options)[:3]:
+    for question in _questions(options, engine)[:3]:
         _show(answer(engine, question))
     console.print(f"Chat on:  nanochat chat {run.stage('chat')}")
 
@@ -85,7 +93,8 @@ def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillRepo
         tokens = recipe.steps * recipe.batch_tokens
         stages[stage] = StageCost(parameter_counts(config)["total"], tokens, recipe.flops(config), seconds)
     base = Engine.from_pretrained(run.stage("base"))
-    beginnings = [" ".join(text.split()[:8]) for text in islice(read_documents(options.data, "val"), 4)]
+    heads = (" ".join(text.split()[:8])[:60] for text in islice(read_documents(options.data, "val"), 4))
+    beginnings = [head for head in heads if len(base.encode(head)) < base.context_length // 2]
     lively = SamplingParams(max_new_tokens=80, temperature=0.8, top_k=50, seed=options.seed)
     texts = [(b, r.text) for b, r in zip(beginnings, base.generate(beginnings, lively), strict=True)]
     card = ReportCard(
@@ -93,7 +102,7 @@ def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillRepo
         stages=stages,
         metrics=metrics,
         skills=skills,
-        samples=[answer(engine, question) for question in _questions(options)],
+        samples=[answer(engine, question) for question in _questions(options, engine)],
         texts=texts,
         machine=f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
         f"{platform.machine()}; data: {options.data}, {options.chat}",
@@ -108,12 +117,21 @@ def _evaluate(engine: Engine) -> SkillReport:
     return skills
 
 
-def _questions(options: SpeedrunOptions) -> list[str]:
-    if options.chat == "primer":
-        return list(DEMO_QUESTIONS)
-    openings = (conversation[0]["content"] for conversation in read_conversations(options.chat, "val"))
-    short = (text for text in openings if isinstance(text, str) and len(text) < 200)
-    return list(islice(short, 8))
+def _questions(options: SpeedrunOptions, engine: Engine) -> list[str]:
+    """Held-out questions to show, those only that leave room for an answer."""
+    questions: Iterable[str] = DEMO_QUESTIONS
+    if options.chat != "primer":
+        turns = itertools.chain.from_iterable(
+            conversation[:2] for conversation in read_conversations(options.chat, "val")
+        )
+        contents = (turn["content"] for turn in turns if turn["role"] == "user")
+        questions = (content for content in contents if isinstance(content, str) and len(content) < 200)
+    fitting = (
+        q
+        for q in islice(questions, 1000)
+        if len(engine.encode([Message(role="user", content=q)])) <= engine.context_length // 2
+    )
+    return list(islice(fitting, 8))
 
 
 def _show(conversation: Conversation) -> None:
@@ -129,11 +147,20 @@ def _show(conversation: Conversation) -> None:
 
 
 def _check_same(run: Run, options: SpeedrunOptions) -> None:
-    for stage, data in (("base", options.data), ("chat", options.chat)):
+    """Refuse options that say otherwise than what the run was begun with; `None` says nothing."""
+    asked: dict[str, dict[str, Any]] = {
+        "base": {"data": options.data, "tokens": options.tokens, "seed": options.seed, "depth": options.depth}
+        | {"vocab_size": options.vocab_size, "seq_len": options.seq_len},
+        "chat": {"data": options.chat, "tokens": options.chat_tokens, "seed": options.seed}
+        | {"epochs": options.chat_epochs},
+    }
+    for stage, values in asked.items():
         if run.is_begun(stage):
             recipe, origin = run.load_recipe(stage)
-            if (origin["data"], recipe.depth, recipe.seed) != (data, options.depth, options.seed):
-                raise UserError(
-                    f"{run.folder} holds a run with data={origin['data']}, depth={recipe.depth}, seed={recipe.seed}, "
-                    f"not {data}, {options.depth}, {options.seed}; choose another --run."
-                )
+            begun = dataclasses.asdict(recipe) | origin
+            for name, value in values.items():
+                if value is not None and begun.get(name, value) != value:
+                    raise UserError(
+                        f"{run.folder} holds a {stage} model of {name} = {begun[name]}, not {value}; choose another "
+                        "--run."
+                    )

@@ -62,7 +62,7 @@ class Recipe:
         """The recipe for a model of `depth` layers; `chosen` values replace computed ones, `None` leaves them.
 
         Width 64 per layer, rounded up to whole heads of 128; horizon 10 tokens per weight that multiplies
-        (matrices + head); the batch grows with the horizon but leaves at least some 500 steps to small runs.
+        (matrices + head); the batch grows with the horizon but leaves some 1,000 steps to small runs.
 
         Raises:
             UserError: for values that no run can have.
@@ -77,18 +77,16 @@ class Recipe:
         batch_tokens = chosen.get("batch_tokens", _batch_tokens(tokens, seq_len))
         if "tokens" not in chosen:
             tokens = max(1, tokens // batch_tokens) * batch_tokens
-        # Rates found at depth 4 and batches of 8,192 tokens (docs/log.md); they grow with the root of the batch,
-        # those of AdamW also fall with the root of the width (the rule of the original nanochat).
-        batch_factor = min(1.0, (batch_tokens / 2**13)) ** 0.5
+        # Rates found at depth 4 (docs/log.md); those of AdamW fall with the root of the width, as in the original.
         width_factor = (hidden_size / 256) ** -0.5
         computed = {
             "seq_len": seq_len,
             "tokens": tokens,
             "batch_tokens": batch_tokens,
             "micro_batch_tokens": min(batch_tokens, max(seq_len, 2**13)),
-            "matrix_lr": 0.02 * batch_factor,
-            "embedding_lr": 0.3 * batch_factor * width_factor,
-            "head_lr": 0.008 * batch_factor * width_factor,
+            "matrix_lr": 0.02,
+            "embedding_lr": 0.3 * width_factor,
+            "head_lr": 0.008 * width_factor,
             "weight_decay": 0.0,
             "warmup_steps": min(40, max(1, tokens // batch_tokens // 20)),
             "decay_fraction": 0.65,
@@ -156,7 +154,7 @@ def _check(name: str, value: Any) -> None:
 
 def _batch_tokens(tokens: int, seq_len: int) -> int:
     rule = 2**19 * (tokens / 1e9) ** 0.383  # the original's exponent; about 2^19 tokens for its depth 12
-    target = min(rule, max(2**12, tokens / 500), 2**19)
+    target = min(rule, max(2**12, tokens / 1000), 2**19)
     return max(1, round(2 ** round(math.log2(target)) / seq_len)) * seq_len
 
 
