@@ -30,6 +30,11 @@ def pretrain(options: PretrainOptions) -> Path:
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
     run = Run(options.run)
+    with run.locked():
+        return _pretrain(run, options)
+
+
+def _pretrain(run: Run, options: PretrainOptions) -> Path:
     if options.resume:
         recipe, origin = run.load_recipe("base")
         data = origin["data"]
@@ -39,8 +44,10 @@ def pretrain(options: PretrainOptions) -> Path:
     else:
         run.check_new("base")
         data = options.data
-        tokenizer = tokenizer_of(run, data, options.vocab_size or default_vocab_size(options.depth))
+        vocab_size = default_vocab_size(options.depth) if options.vocab_size is None else options.vocab_size
         chosen = {name: getattr(options, name) for name in RECIPE_OPTIONS}
+        Recipe.from_depth(options.depth, vocab_size, **chosen)  # refuses the impossible before anything is made
+        tokenizer = tokenizer_of(run, data, vocab_size)
         recipe = Recipe.from_depth(options.depth, len(tokenizer), **chosen)
 
     train = _store(run, data, "train", tokenizer, recipe.steps * recipe.batch_tokens + 1, options.resume)
@@ -48,7 +55,7 @@ def pretrain(options: PretrainOptions) -> Path:
     batches = StreamBatches(train, recipe.batch_size, recipe.seq_len, recipe.seed)
     validation_batches = StreamBatches(validation, recipe.batch_size, recipe.seq_len, recipe.seed)
     if not options.resume:
-        run.save_recipe("base", recipe, data=data)
+        run.save_recipe("base", recipe, data=data, vocab_size=vocab_size)
 
     model = NanoChatForCausalLM(recipe.config())
     initialize_for_training(model, recipe.seed)
@@ -58,7 +65,7 @@ def pretrain(options: PretrainOptions) -> Path:
 
 def default_vocab_size(depth: int) -> int:
     """128 depth², to the nearest power of two, at most 65,536: embedding and head grow in step with the blocks."""
-    return 2 ** min(16, round(math.log2(128 * depth**2)))
+    return 2 ** min(16, round(math.log2(128 * max(1, depth) ** 2)))
 
 
 def _store(

@@ -1,11 +1,14 @@
 """A run on disk, and the part of a stage that pretraining and tuning share."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from nanochat.checkpoints.folder import save_model
@@ -15,13 +18,15 @@ from nanochat.data.store import Document, TokenStore, tokenizer_fingerprint
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.tokenizer import NanoChatTokenizer
+from nanochat.training.checkpoint import written
 from nanochat.training.loop import Interrupted, TrainingLoop
 from nanochat.training.memory import keep_freed_memory
 from nanochat.training.recipe import Recipe
 
 VALIDATION_TOKENS = 2**15
 
-console = Console(highlight=False, soft_wrap=True)
+# Paths and texts are printed as they are, whatever is in them.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,28 @@ class Run:
     @property
     def report(self) -> Path:
         return self.folder / "report.html"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; a kill ends that too.
+
+        Raises:
+            UserError: if another process does so already, or if this is no folder.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file; --run names a folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", is_singleton=True)  # the speedrun's own stages lock it again
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"Another process is training in {self.folder}; wait for it, or choose another --run."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def stage(self, stage: str) -> Path:
         """The stage's model folder."""
@@ -104,7 +131,10 @@ class Run:
         if stage not in recipes:
             raise UserError(f"There is nothing to resume: {self.folder} has not begun the stage {stage!r}.")
         origin = dict(recipes[stage])
-        return Recipe(**origin.pop("recipe")), origin
+        try:
+            return Recipe(**origin.pop("recipe")), origin
+        except (KeyError, TypeError) as error:
+            raise self._damaged(error) from None
 
     def check_new(self, stage: str) -> None:
         """Refuse to overwrite a stage that was begun before."""
@@ -118,9 +148,15 @@ class Run:
         if not path.exists():
             return {}
         try:
-            return json.loads(path.read_text())
+            recipes = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); choose another --run, or delete it.") from None
+            raise self._damaged(error) from None
+        if not isinstance(recipes, dict) or not all(isinstance(recipe, dict) for recipe in recipes.values()):
+            raise self._damaged("not an object of stages")
+        return recipes
+
+    def _damaged(self, reason: object) -> UserError:
+        return UserError(f"{self.folder / 'recipe.json'} is damaged ({reason}); choose another --run, or delete it.")
 
 
 def train_stage(
@@ -157,8 +193,9 @@ def train_stage(
         verb = {"base": "pretrain", "chat": "sft"}[stage]
         console.print(
             f"\nStopped after step {stop.step} of {recipe.steps}; everything up to there is saved. Go on with:\n"
-            f"nanochat {verb} --run {run.folder} --resume"
+            f"nanochat {verb} --run {shlex.quote(str(run.folder))} --resume"
         )
         raise
-    save_model(model, tokenizer, run.stage(stage))
+    with written(run.stage(stage)):
+        save_model(model, tokenizer, run.stage(stage))
     console.print(f"{stage} model: {run.stage(stage)}")

@@ -1,6 +1,7 @@
 """Chat tuning (supervised fine-tuning): conversations → packed rows with masks → a chat model."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from nanochat.common import UserError
@@ -25,7 +26,27 @@ def sft(options: SftOptions) -> Path:
         UserError: for impossible options or data, before anything is trained.
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
+    check_options(options)
     run = Run(options.run)
+    with run.locked():
+        return _sft(run, options)
+
+
+def check_options(options: SftOptions) -> None:
+    """Refuse what no tuning can do.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in ("tokens", "epochs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")
+    if not 0 <= options.lr_fraction < math.inf:
+        raise UserError(f"lr_fraction must be a number of at least 0, got {options.lr_fraction}.")
+
+
+def _sft(run: Run, options: SftOptions) -> Path:
     if options.resume:
         recipe, origin = run.load_recipe("chat")
         if run.is_complete("chat"):
@@ -46,7 +67,7 @@ def sft(options: SftOptions) -> Path:
     validation = _store(run, options, "val", tokenizer, seq_len)
     if not options.resume:
         recipe = _recipe(options, model.config, train)
-        origin = {name: getattr(options, name) for name in ("data", "model", "tokens")}
+        origin = {name: getattr(options, name) for name in ("data", "model", "tokens", "epochs")}
         run.save_recipe("chat", recipe, **origin)
     batches = PackedBatches(train, recipe.batch_size, seq_len, recipe.seed)
     validation_batches = PackedBatches(validation, recipe.batch_size, seq_len, recipe.seed)

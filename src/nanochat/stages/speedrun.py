@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterable
 from itertools import islice
@@ -72,7 +73,7 @@ def _speedrun(run: Run, options: SpeedrunOptions) -> None:
         console.print(f"{time.monotonic() - begun:.0f} seconds in all; report: {run.report}\n")
     for question in _questions(options, engine)[:3]:
         _show(answer(engine, question))
-    console.print(f"Chat on:  nanochat chat {run.stage('chat')}")
+    console.print(f"Chat on:  nanochat chat {shlex.quote(str(run.stage('chat')))}")
 
 
 def answer(engine: Engine, question: str, params: SamplingParams | None = None) -> Conversation:
