@@ -11,7 +11,7 @@ from nanochat.data.tokenization import tokenize_documents
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.stages.options import PretrainOptions
 from nanochat.stages.run import VALIDATION_TOKENS, Run, train_stage
-from nanochat.stages.tokenizer import tokenizer_of
+from nanochat.stages.tokenizer import load, tokenizer_of
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.initialization import initialize_for_training
 from nanochat.training.recipe import Recipe
@@ -40,7 +40,7 @@ def _pretrain(run: Run, options: PretrainOptions) -> Path:
         data = origin["data"]
         if run.is_complete("base"):
             raise UserError(f"{run.stage('base')} is complete; there is nothing to resume.")
-        tokenizer = NanoChatTokenizer.from_pretrained(run.tokenizer)
+        tokenizer = load(run.tokenizer)
     else:
         run.check_new("base")
         data = options.data

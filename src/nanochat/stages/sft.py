@@ -11,6 +11,7 @@ from nanochat.data.store import TokenStore
 from nanochat.data.tokenization import tokenize_conversations
 from nanochat.inference.engine import Engine
 from nanochat.model.configuration import NanoChatConfig
+from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.stages.options import SftOptions
 from nanochat.stages.run import VALIDATION_TOKENS, Run, console, train_stage
 from nanochat.tokenizer import NanoChatTokenizer
@@ -60,6 +61,8 @@ def _sft(run: Run, options: SftOptions) -> Path:
             f"There is no model in {base}; run `nanochat pretrain --run {run.folder}` first, or name a --model."
         )
     engine = Engine.from_pretrained(base)
+    if not isinstance(engine.model, NanoChatForCausalLM):
+        raise UserError(f"{base} is a {type(engine.model).__name__}; only NanoChat models can be tuned.")
     model, tokenizer = engine.model.float(), engine.tokenizer
 
     seq_len = model.config.max_position_embeddings

@@ -28,7 +28,7 @@ from nanochat.stages.sft import check_options, sft
 from nanochat.training.run_log import read_metrics
 
 # What the Primer needs at depth 4 to be learnt on two CPU cores in minutes; for other data the recipe decides.
-PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_200_000, "chat_tokens": 1_400_000}
+PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_000_000, "chat_tokens": 1_200_000}
 # Held out of the Primer's training data: an honest conversation.
 DEMO_QUESTIONS = ("What is the capital of France?", "Who are you?", "What is 37 times 24?")
 

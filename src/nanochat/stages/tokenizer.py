@@ -35,9 +35,9 @@ def train(folder: Path, data: str, vocab_size: int) -> NanoChatTokenizer:
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another folder or delete it.")
     tokenizer = train_tokenizer(_beginning(data), vocab_size)
+    held_out = {f"{data} (held out)": "\n".join(islice(read_documents(data, "val"), 200))}
     with atomic_folder(folder) as temporary:
         tokenizer.save_pretrained(temporary)
-    held_out = {f"{data} (held out)": "\n".join(islice(read_documents(data, "val"), 200))}
     console.print(f"tokenizer of {len(tokenizer)} tokens: {folder}; bytes per token:")
     for kind, bytes_per_token in compression_report(tokenizer, held_out | KINDS).items():
         console.print(f"  {bytes_per_token:5.2f}  {kind}", markup=False)
@@ -46,9 +46,20 @@ def train(folder: Path, data: str, vocab_size: int) -> NanoChatTokenizer:
 
 def tokenizer_of(run: Run, data: str, vocab_size: int) -> NanoChatTokenizer:
     """The run's tokenizer; trained on `data` first if it has none yet."""
-    if not run.tokenizer.exists():
-        return train(run.tokenizer, data, vocab_size)
-    return NanoChatTokenizer.from_pretrained(run.tokenizer)
+    return load(run.tokenizer) if run.tokenizer.exists() else train(run.tokenizer, data, vocab_size)
+
+
+def load(folder: Path) -> NanoChatTokenizer:
+    """The tokenizer in a folder.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    try:
+        return NanoChatTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever damaged files make the readers raise: there is no common type
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"The tokenizer in {folder} can't be read ({reason}); choose another --run.") from error
 
 
 def _beginning(data: str) -> Iterator[str]:
