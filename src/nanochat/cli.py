@@ -140,6 +140,9 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     """Entry point of `nanochat`. Exit codes: 0 done, 2 a mistake of the user's, 130 stopped by the user."""
+    # PyTorch's threads wait for each other in a busy loop; with another program on the machine, and the default
+    # patience of GNU OpenMP, that makes training four times slower (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="%(message)s")
