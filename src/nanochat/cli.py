@@ -60,7 +60,7 @@ def chat(
     terminal.chat(Engine.from_pretrained(model or terminal.newest_model(Path("runs"))), params=params, prompt=prompt)
 
 
-def evaluate(model: tyro.conf.Positional[str | None] = None, questions: int = 50, seed: int = 0) -> None:
+def evaluate(model: tyro.conf.Positional[str | None] = None, questions: int = 50, seed: int = 1) -> None:
     """Score a chat model on the held-out questions of the Primer's skills.
 
     Args:

@@ -155,7 +155,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
 main { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-figure { margin: 0; background: #fff; border-radius: 8px; } svg { max-width: 100%; height: auto; }
+figure { margin: 0; background: #fff; border-radius: 8px; } svg { width: 100%; height: auto; }
 .dim { opacity: .7; }
 .bar { display: grid; grid-template-columns: 8rem 1fr 3rem; gap: .6rem; align-items: center; }
 .bar i { background: var(--line); border-radius: 4px; height: .8rem; }

@@ -42,7 +42,7 @@ class SkillReport:
 def evaluate_skills(
     engine: Engine,
     questions_per_skill: int = 50,
-    seed: int = 0,
+    seed: int = 1,  # the questions of seed 0 were looked at while the Primer was written
     split: str = "val",
     progress: Callable[[str, float], None] = lambda name, score: None,
 ) -> SkillReport:

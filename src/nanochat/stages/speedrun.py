@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -103,12 +103,23 @@ def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillRepo
         stages=stages,
         metrics=metrics,
         skills=skills,
-        samples=[answer(engine, question) for question in _questions(options, engine)],
+        samples=[answer(engine, question) for question in _questions(options, engine)] + _examples(skills),
         texts=texts,
         machine=f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
         f"{platform.machine()}; data: {options.data}, {options.chat}",
     )
     card.write(run.report)
+
+
+def _examples(skills: SkillReport | None) -> list[Conversation]:
+    """The first question of each skill with the model's reply, right or wrong."""
+    if skills is None:
+        return []
+    first = [answers[0] for answers in skills.answers.values()]
+    return [
+        [*cast(Conversation, one.question.conversation), Message(role="assistant", content=one.result.parts)]
+        for one in first
+    ]
 
 
 def _evaluate(engine: Engine) -> SkillReport:
