@@ -13,6 +13,8 @@ class Part(TypedDict):
 
 
 class Message(TypedDict):
+    """One turn: who speaks, and what, as a string or in parts."""
+
     role: Literal["system", "user", "assistant"]
     content: str | list[Part]
 

@@ -26,6 +26,8 @@ Document = tuple[IntArray, IntArray | None]
 
 @dataclasses.dataclass(frozen=True)
 class StoreMeta:
+    """What `meta.json` says about a store."""
+
     format: int
     dtype: str
     vocab_size: int

@@ -196,6 +196,8 @@ class NanoChatMLP(nn.Module):
 
 
 class NanoChatDecoderLayer(GradientCheckpointingLayer):
+    """One block: attention and MLP, each on the normalised stream (B, T, C) and added back to it."""
+
     def __init__(self, config: NanoChatConfig, layer_idx: int):
         super().__init__()
         self.self_attn = NanoChatAttention(config, layer_idx)

@@ -27,10 +27,12 @@ BYTE_OF_CHARACTER = {character: byte for byte, character in enumerate(CHARACTER_
 
 
 def to_characters(token: bytes) -> str:
+    """Spell bytes in byte characters, one each."""
     return "".join([CHARACTER_OF_BYTE[byte] for byte in token])
 
 
 def to_bytes(token: str) -> bytes:
+    """The bytes that byte characters stand for; the inverse of `to_characters`."""
     return bytes([BYTE_OF_CHARACTER[character] for character in token])
 
 

@@ -110,6 +110,7 @@ def messages(talk: Sequence[Exchange]) -> Conversation:
 
 
 def check_split(split: str) -> None:
+    """Raise a UserError unless `split` is "train" or "val"."""
     if split not in SPLITS:
         raise UserError(f'the split must be "train" or "val", got {split!r}')
 
