@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
@@ -171,6 +172,8 @@ def train_stage(
 ) -> None:
     """Train, with checkpoints and validation in bits per byte, and write the finished model to the stage's folder."""
     keep_freed_memory()
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]
     count = max(1, VALIDATION_TOKENS // recipe.batch_tokens)
     validation_batches = list(validation.validation_batches(count))
     token_bytes = tokenizer.token_bytes()
