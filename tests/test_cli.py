@@ -174,6 +174,25 @@ def test_without_a_model_the_newest_one_answers(nanochat, trained, tmp_path, mon
     assert (done.code, done.out) == (0, named.out)
 
 
+def test_evaluate_scores_every_skill(nanochat, trained, tmp_path):
+    from nanochat.checkpoints.folder import save_model
+    from nanochat.data.primer import SKILLS
+    from nanochat.model.configuration import NanoChatConfig
+    from nanochat.model.modeling import NanoChatForCausalLM
+    from nanochat.tokenizer import NanoChatTokenizer
+
+    tokenizer = NanoChatTokenizer.from_pretrained(trained / "tokenizer")
+    config = NanoChatConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16
+    )  # with a context that takes the longest question
+    save_model(NanoChatForCausalLM(config), tokenizer, tmp_path / "model")
+    done = nanochat("evaluate", tmp_path / "model", "--questions", 1)
+    assert done.code == 0, done.err
+    scores = dict(re.findall(r"^(\w+) +([01]\.\d+)$", done.out, re.M))
+    assert list(scores) == [*SKILLS, "average"]
+    assert float(scores.pop("average")) == pytest.approx(sum(map(float, scores.values())) / len(SKILLS), abs=1e-3)
+
+
 def test_primer_shows_samples_of_every_skill(nanochat):
     from nanochat.data.primer import SKILLS
 

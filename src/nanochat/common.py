@@ -52,5 +52,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, replaced)
         os.replace(temporary, path)
     finally:
+        if replaced.exists() and not path.exists():  # failed or interrupted between the two renames
+            os.replace(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -150,7 +150,7 @@ def test_what_a_killed_save_left_behind_does_not_matter(tmp_path, uninterrupted)
     assert_same(tmp_path, rest.model, uninterrupted)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
 def test_killed_at_random_and_resumed(tmp_path, seed):
     """SIGKILL, during saves too, several times in a run: the curve and the weights of an undisturbed one."""
     context = multiprocessing.get_context("forkserver")
