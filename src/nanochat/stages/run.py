@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,18 @@ def train_stage(
             f"nanochat {verb} --run {shlex.quote(str(run.folder))} --resume"
         )
         raise
-    with written(run.stage(stage)):
-        save_model(model, tokenizer, run.stage(stage))
+    _finish(run.stage(stage), model, tokenizer)
     console.print(f"{stage} model: {run.stage(stage)}")
+
+
+def _finish(folder: Path, model: NanoChatForCausalLM, tokenizer: NanoChatTokenizer) -> None:
+    """Put the finished model into the stage's folder and drop the checkpoints.
+
+    `config.json`, which marks the stage as complete, comes last: a kill before that leaves the checkpoints to resume.
+    """
+    with written(folder):
+        save_model(model, tokenizer, folder / "final")
+        for file in sorted((folder / "final").iterdir(), key=lambda file: file.name == "config.json"):
+            os.replace(file, folder / file.name)
+        (folder / "final").rmdir()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
