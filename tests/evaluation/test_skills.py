@@ -57,7 +57,7 @@ def test_each_question_gets_its_own_answer(tokenizer):
 
 def test_endless_answers_are_cut(tokenizer):
     engine = engine_that_says(tokenizer, lambda name, question: "x" * 500, 1, seed=0)
-    report = evaluate_skills(engine, 1)
+    report = evaluate_skills(engine, 1, seed=0)
     results = [answer.result for answers in report.answers.values() for answer in answers]
     assert {result.finish_reason for result in results} == {"length"}
     assert {len(result.token_ids) for result in results} == {MAX_NEW_TOKENS}

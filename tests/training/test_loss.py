@@ -50,12 +50,12 @@ def test_value_and_gradients_are_those_of_autograd(monkeypatch, cap, chunk, trai
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=400)
 @given(
     rows=st.integers(1, 4),
     length=st.integers(1, 9),
     cap=st.none() | st.floats(0.5, 50.0),
-    scale=st.floats(0.01, 20.0),
+    scale=st.floats(0.01, 4.0),
     seed=st.integers(0, 2**31),
 )
 def test_gradients_for_any_shape_cap_and_scale(rows, length, cap, scale, seed):

@@ -137,7 +137,7 @@ class Recipe:
             f"depth {self.depth}, width {self.hidden_size}, {self.num_attention_heads} heads, vocabulary "
             f"{self.vocab_size}: {counts['total'] / 1e6:.1f} M parameters, {counts['matrices'] / 1e6:.1f} M in blocks\n"
             f"{self.steps} steps of {self.batch_size} rows x {self.seq_len} tokens = "
-            f"{self.steps * self.batch_tokens / 1e6:.1f} M tokens, {self.flops(config):.2e} FLOPs, {self.dtype}"
+            f"{self.steps * self.batch_tokens:,} tokens, {self.flops(config):.2e} FLOPs, {self.dtype}"
         )
 
 
