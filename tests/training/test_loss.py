@@ -50,7 +50,7 @@ def test_value_and_gradients_are_those_of_autograd(monkeypatch, cap, chunk, trai
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=40)
 @given(
     rows=st.integers(1, 4),
     length=st.integers(1, 9),
