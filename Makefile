@@ -5,10 +5,10 @@ BIN := .venv/bin
 .PHONY: demo test check clean
 
 demo: .venv/ready
-	$(BIN)/nanochat speedrun --run runs/demo --reuse
+	$(BIN)/nanochat speedrun --run runs/demo
 
 test: .venv/ready-dev check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .
