@@ -355,7 +355,7 @@ PRETRAIN_VALUES = [
     ("--seed -1", "seed must be.*-1"),
     ("--speed 3", "--speed"),
     ("extra", "extra"),
-    ("--resume", "nothing to resume"),
+    ("--resume", "leave out --data"),
 ]
 
 
@@ -387,7 +387,7 @@ SFT_VALUES = [
     ("--dtype int8", "dtype must be.*int8"),
     ("--seed -1", "seed must be.*-1"),
     ("--model nowhere/at/all", "nowhere/at/all"),
-    ("--resume", "nothing to resume"),
+    ("--resume", "leave out --data"),
 ]
 
 

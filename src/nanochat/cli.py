@@ -115,7 +115,7 @@ def convert(
         out: folder to write.
         step: which checkpoint, the newest if not given; with --to original the step to write.
         tokenizer: folder or file of the original's tokenizer.pkl, where it is not beside the checkpoint.
-        to: the direction.
+        to: the direction. The original has an RMSNorm epsilon of its own (1.2e-7), which a way there and back brings.
     """
     from nanochat.checkpoints.original import convert_original, export_original
 
@@ -146,9 +146,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the reason is in our own error
     arguments = sys.argv[1:]
-    if arguments[:2] == ["tokenizer", "train"]:  # a verb of two words is one to tyro
-        arguments = ["tokenizer train", *arguments[2:]]
+    if arguments[:1] == ["tokenizer"]:  # a verb of two words is one to tyro
+        arguments = ["tokenizer train", *arguments[2 if arguments[1:2] == ["train"] else 1 :]]
     try:
         tyro.extras.subcommand_cli_from_dict(
             VERBS,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import NanoChatConfig, NanoChatForCausalLM
-from nanochat.checkpoints.folder import generation_config, save_model
+from nanochat.checkpoints.folder import generation_config, load_model, save_model
 from nanochat.common import UserError
 from nanochat.tokenizer import NanoChatTokenizer, train_tokenizer
 
@@ -140,3 +141,20 @@ def test_a_reloaded_tokenizer_gives_the_same_chat_ids(tokenizer: NanoChatTokeniz
         reloaded.apply_chat_template(CONVERSATION)["input_ids"]
         == tokenizer.apply_chat_template(CONVERSATION)["input_ids"]
     )
+
+
+def test_a_folder_without_all_weights_is_refused(tmp_path: Path, tokenizer: NanoChatTokenizer) -> None:
+    model = tiny_model(len(tokenizer))
+    save_model(model, tokenizer, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights: lm_head\.weight"):
+        load_model(tmp_path / "model")
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no folder demo/chta"):
+        load_model("demo/chta")

@@ -94,7 +94,7 @@ def test_what_a_user_may_get_wrong(tmp_path, monkeypatch):
     jsonl(tmp_path / "texts.jsonl", [{"text": "a"}, {"text": None}])
     with pytest.raises(UserError, match=r"^texts\.jsonl line 2: `text` must be a string, got NoneType"):
         list(read_documents("texts.jsonl", "train"))
-    with pytest.raises(UserError, match=r"^texts\.jsonl line 1 holds plain text .* --data"):
+    with pytest.raises(UserError, match=r"^texts\.jsonl line 1 holds plain text .* pretrain on it"):
         list(read_conversations("texts.jsonl", "train"))
     (tmp_path / "a.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"a\.txt holds nothing but blanks"):

@@ -65,7 +65,7 @@ def test_top_p_counts_after_top_k() -> None:
     assert frequencies(SamplingParams(temperature=1.0, top_k=2, top_p=0.5, seed=1), logits)[0] == 1
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-4, 1e30])
+@pytest.mark.parametrize("temperature", [1e-4, 1e4])
 def test_extreme_temperatures_give_tokens(temperature: float) -> None:
     seen = frequencies(SamplingParams(temperature=temperature, seed=1), draws=500)
     assert seen.sum() == 1
@@ -122,7 +122,7 @@ def test_the_global_random_state_is_left_alone() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
         ({"max_new_tokens": 2.5}, "got 2.5"),
         ({"max_new_tokens": True}, "got True"),
-        ({"temperature": -1}, "temperature must be 0 .greedy. or a positive number, got -1"),
+        ({"temperature": -1}, "temperature must be 0 .greedy. or from 0.0001 to 10000, got -1"),
         ({"temperature": math.nan}, "got nan"),
         ({"temperature": "hot"}, "got 'hot'"),
         ({"top_k": 0}, "top_k must be .* got 0"),

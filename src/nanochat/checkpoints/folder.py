@@ -1,8 +1,10 @@
-"""A complete model folder: everything that `from_pretrained`, `pipeline` and an inference server look for."""
+"""A complete model folder, out and in: all that `from_pretrained`, `pipeline` and an inference server look for."""
 
+import re
 from pathlib import Path
+from typing import Any
 
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from nanochat.common import UserError, atomic_folder
 from nanochat.model.modeling import NanoChatForCausalLM
@@ -48,3 +50,33 @@ def save_model(model: NanoChatForCausalLM, tokenizer: NanoChatTokenizer, folder:
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def load_model(source: str | Path) -> tuple[PreTrainedModel, NanoChatTokenizer]:
+    """Load a model, in the dtype it was saved in, and its tokenizer from a folder or the hub.
+
+    Raises:
+        UserError: if there is no such folder or id, or no whole model in it: Transformers would fill missing weights
+            with random numbers.
+    """
+    name, folder = str(source), Path(source).expanduser()
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not ("/" in name and folder.parent.is_dir())
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source} has no config.json: it is not the folder of a trained model")
+        source = folder
+    elif not is_hub_id:
+        raise UserError(f"there is no folder {source}: name that of a trained model, or a model on the hub")
+    else:
+        name += " (no folder here, so taken for a model on the hub)"
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
+        tokenizer = NanoChatTokenizer.from_pretrained(source)
+    except Exception as error:  # whatever damaged files make the readers raise: there is no common type
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"can't load a model from {name}: {reason}") from error
+    model, loading = loaded
+    if loading["missing_keys"]:
+        names = ", ".join(sorted(loading["missing_keys"]))
+        raise UserError(f"the model in {source} lacks weights: {names}; train or convert it again")
+    return model, tokenizer

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from nanochat.checkpoints.folder import save_model
+from nanochat.checkpoints.folder import load_model, save_model
 from nanochat.common import UserError, atomic_folder
 from nanochat.model.configuration import NanoChatConfig
 from nanochat.model.modeling import NanoChatForCausalLM
@@ -114,6 +114,8 @@ def export_original(model_folder: str | Path, out: str | Path, step: int = 0) ->
     """
     model_folder, out = Path(model_folder), Path(out)
     _check_free(out)
+    if not 0 <= step < 10**6:
+        raise UserError(f"step must be from 0 to 999999 to fit the file names, got {step}.")
     if not (model_folder / "config.json").is_file():
         raise UserError(f"{model_folder} is not a model folder: it has no config.json.")
     model_type = PreTrainedConfig.get_config_dict(model_folder)[0].get("model_type")
@@ -127,10 +129,7 @@ def export_original(model_folder: str | Path, out: str | Path, step: int = 0) ->
             f"{model_folder} has {config.vocab_size} embeddings for {len(tokenizer)} tokens; the original pads at most "
             f"to the next multiple of {VOCABULARY_MULTIPLE}. Use model.resize_token_embeddings({len(tokenizer)}) first."
         )
-    loaded: Any = NanoChatForCausalLM.from_pretrained(model_folder, dtype="auto", output_loading_info=True)
-    model, loading = loaded
-    if loading["missing_keys"]:
-        raise UserError(f"{model_folder} lacks weights: {_enumerate(loading['missing_keys'])}.")
+    model, _ = load_model(model_folder)
     tensors = {theirs: model.get_parameter(ours).detach() for theirs, ours in _tensor_names(config).items()}
     embedding = tensors["transformer.wte.weight"]
     if torch.equal(embedding.bfloat16().to(embedding.dtype), embedding):

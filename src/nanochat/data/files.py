@@ -91,9 +91,11 @@ def value_of(record: object, key: Key, where: str) -> object:
 
 def _missing(key: Key, found: list[str], where: str) -> UserError:
     if key == "text" and "messages" in found:
-        return UserError(f"{where} holds conversations (`messages`), not text: give it with --chat.")
+        return UserError(
+            f"{where} holds conversations (`messages`), not text: tune on it instead (speedrun --chat, sft --data)."
+        )
     if key == "messages" and "text" in found:
-        return UserError(f"{where} holds plain text (`text`), not conversations: give it with --data.")
+        return UserError(f"{where} holds plain text (`text`), not conversations: pretrain on it instead.")
     return UserError(f"{where} has no `{key}`; found: {', '.join(found[:10]) or 'nothing'}.")
 
 

@@ -160,7 +160,7 @@ def _open_conversations(name: str) -> Callable[[], Iterator[Conversation]]:
         return lambda: checked(_read_hub(name, "messages"))
     path = Path(name).expanduser()
     if path.is_file() and path.name.lower().endswith(files.TEXT_ENDINGS):
-        raise UserError(f"{name} is plain text, which has no turns to learn from: give it with --data.")
+        raise UserError(f"{name} is plain text, which has no turns to learn from: pretrain on it instead.")
     paths = files.list_files(path, files.RECORD_ENDINGS)
     return lambda: checked(record for file in paths for record in files.read_records(file, "messages"))
 

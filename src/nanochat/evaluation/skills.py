@@ -57,7 +57,11 @@ def evaluate_skills(
     report: dict[str, list[Answer]] = {}
     for name, skill in SKILLS.items():
         questions = skill.questions(split, questions_per_skill, seed)
-        results = engine.generate([cast(Conversation, question.conversation) for question in questions], params)
+        conversations = [cast(Conversation, question.conversation) for question in questions]
+        fits = [len(engine.encode(one)) < engine.context_length for one in conversations]
+        replies = iter(engine.generate([one for one, fit in zip(conversations, fits, strict=True) if fit], params))
+        # A question that the model's context can't hold goes unanswered.
+        results = [next(replies) if fit else Result([], "", [], "length") for fit in fits]
         report[name] = [
             Answer(question, result, skill.score(question, result.text))
             for question, result in zip(questions, results, strict=True)

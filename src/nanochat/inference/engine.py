@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
+from nanochat.checkpoints.folder import load_model
 from nanochat.common import UserError
 from nanochat.data.conversations import Conversation, Part
 from nanochat.inference.cache import RoomyLayer
@@ -74,20 +74,9 @@ class Engine:
         Raises:
             UserError: if there is no such folder or id, or no whole model in it.
         """
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise UserError(f"{source} has no config.json: it is not the folder of a trained model")
-            source = folder
-        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
-            raise UserError(f"there is no folder {source}: name that of a trained model, or a model on the hub")
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-            tokenizer = NanoChatTokenizer.from_pretrained(source)
-        except Exception as error:  # whatever damaged files make the readers raise: there is no common type
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"can't load a model from {source}: {reason}") from error
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        model, tokenizer = load_model(source)
+        device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), tokenizer)
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -102,6 +91,8 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise UserError("generate takes a list of prompts: write generate([prompt])")
+        if not isinstance(params, SamplingParams | Sequence | None):
+            raise UserError(f"params must be SamplingParams, or a list of them, got {params!r:.80}")
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
         if len(each) != len(prompts):
             raise UserError(f"got {len(prompts)} prompts but {len(each)} SamplingParams: one for all, or one each")

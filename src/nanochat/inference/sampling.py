@@ -39,8 +39,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not _is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens!r}")
-        if not _is_number(self.temperature) or self.temperature < 0:
-            raise UserError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature!r}")
+        # Beyond these bounds fp32 logits become infinite; within them it is all but greedy, or all but uniform.
+        if not _is_number(self.temperature) or not (self.temperature == 0 or 1e-4 <= self.temperature <= 1e4):
+            raise UserError(f"temperature must be 0 (greedy) or from 0.0001 to 10000, got {self.temperature!r}")
         if self.top_k is not None and (not _is_whole(self.top_k) or self.top_k < 1):
             raise UserError(f"top_k must be a whole number of at least 1, or None for all, got {self.top_k!r}")
         if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):

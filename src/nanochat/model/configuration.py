@@ -110,7 +110,7 @@ class NanoChatConfig(PreTrainedConfig):
             "max_position_embeddings rms_norm_eps"
         )
         for name in positive.split():
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not, either
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -133,9 +133,9 @@ class NanoChatConfig(PreTrainedConfig):
             raise ValueError(f"Unknown hidden_act {self.hidden_act!r}; use one of {', '.join(sorted(ACT2FN))}.")
         if not 0 <= self.attention_dropout <= 1:
             raise ValueError(f"attention_dropout must be between 0 and 1, got {self.attention_dropout}.")
-        if self.initializer_range < 0:
+        if not self.initializer_range >= 0:
             raise ValueError(f"initializer_range must not be negative, got {self.initializer_range}.")
-        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
+        if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:
             raise ValueError(
                 f"final_logit_softcapping must be positive, got {self.final_logit_softcapping}; "
                 "use None for no soft-cap."

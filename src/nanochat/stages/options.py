@@ -6,7 +6,23 @@
 import dataclasses
 from pathlib import Path
 
+from nanochat.common import UserError
+
 DEFAULT_RUN = Path("runs/nanochat")
+
+
+def check_resume(options: "PretrainOptions | SftOptions") -> None:
+    """Refuse options beside `resume` that would have no effect.
+
+    Raises:
+        UserError: naming them.
+    """
+    if options.resume:
+        fields = [field for field in dataclasses.fields(options) if field.name not in ("run", "resume")]
+        ignored = [field.name for field in fields if getattr(options, field.name) != field.default]
+        if ignored:
+            flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+            raise UserError(f"--resume goes on with the options the run was started with; leave out {flags}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from nanochat.data.sources import Split, is_endless, read_documents
 from nanochat.data.store import TokenStore
 from nanochat.data.tokenization import tokenize_documents
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.stages.options import PretrainOptions
+from nanochat.stages.options import PretrainOptions, check_resume
 from nanochat.stages.run import VALIDATION_TOKENS, Run, train_stage
 from nanochat.stages.tokenizer import load, tokenizer_of
 from nanochat.tokenizer import NanoChatTokenizer
@@ -29,6 +29,7 @@ def pretrain(options: PretrainOptions) -> Path:
         UserError: for impossible options or data, before anything is trained.
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
+    check_resume(options)
     run = Run(options.run)
     with run.locked():
         return _pretrain(run, options)

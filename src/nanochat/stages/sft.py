@@ -4,15 +4,15 @@ import dataclasses
 import math
 from pathlib import Path
 
+from nanochat.checkpoints.folder import load_model
 from nanochat.common import UserError
 from nanochat.data.batches import PackedBatches
 from nanochat.data.sources import Split, is_endless, read_conversations
 from nanochat.data.store import TokenStore
 from nanochat.data.tokenization import tokenize_conversations
-from nanochat.inference.engine import Engine
 from nanochat.model.configuration import NanoChatConfig
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.stages.options import SftOptions
+from nanochat.stages.options import SftOptions, check_resume
 from nanochat.stages.run import VALIDATION_TOKENS, Run, console, train_stage
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.recipe import Recipe
@@ -28,6 +28,7 @@ def sft(options: SftOptions) -> Path:
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
     check_options(options)
+    check_resume(options)
     run = Run(options.run)
     with run.locked():
         return _sft(run, options)
@@ -60,10 +61,10 @@ def _sft(run: Run, options: SftOptions) -> Path:
         raise UserError(
             f"There is no model in {base}; run `nanochat pretrain --run {run.folder}` first, or name a --model."
         )
-    engine = Engine.from_pretrained(base)
-    if not isinstance(engine.model, NanoChatForCausalLM):
-        raise UserError(f"{base} is a {type(engine.model).__name__}; only NanoChat models can be tuned.")
-    model, tokenizer = engine.model.float(), engine.tokenizer
+    model, tokenizer = load_model(base)
+    if not isinstance(model, NanoChatForCausalLM):
+        raise UserError(f"{base} is a {type(model).__name__}; only NanoChat models can be tuned.")
+    model.float()
 
     seq_len = model.config.max_position_embeddings
     train = _store(run, options, "train", tokenizer, seq_len)

@@ -51,21 +51,21 @@ def _speedrun(run: Run, options: SpeedrunOptions) -> None:
         chosen: dict[str, Any] = {k: v for k, v in PRIMER_DEFAULTS.items() if getattr(options, k) is None}
         options = dataclasses.replace(options, **chosen)
     begun = time.monotonic()
+    shared = {name: getattr(options, name) for name in ("depth", "vocab_size", "seq_len", "tokens", "seed")}
+    pretraining = PretrainOptions(data=options.data, run=options.run, **shared)
     tuning = SftOptions(
         data=options.chat,
         run=options.run,
         tokens=options.chat_tokens,
         epochs=options.chat_epochs,
         seed=options.seed,
-        resume=run.is_begun("chat"),
     )
     check_options(tuning)
     if not run.is_complete("base"):
         next(read_conversations(options.chat, "val"))  # a mistake in its name or form is told now, not hours later
-        shared = {name: getattr(options, name) for name in ("depth", "vocab_size", "seq_len", "tokens", "seed")}
-        pretrain(PretrainOptions(data=options.data, run=options.run, resume=run.is_begun("base"), **shared))
+        pretrain(PretrainOptions(run=options.run, resume=True) if run.is_begun("base") else pretraining)
     if not run.is_complete("chat"):
-        sft(tuning)
+        sft(SftOptions(run=options.run, resume=True) if run.is_begun("chat") else tuning)
     engine = Engine.from_pretrained(run.stage("chat"))
     if not run.report.exists():
         skills = _evaluate(engine) if options.chat == "primer" else None

@@ -50,9 +50,9 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                self._step_stack(parameters, group, group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+                self._step_stack(parameters, group, scale=max(1.0, shape[0] / shape[1]) ** 0.5)
 
-    def _step_stack(self, parameters: list[nn.Parameter], group: dict[str, Any], lr: float) -> None:
+    def _step_stack(self, parameters: list[nn.Parameter], group: dict[str, Any], scale: float) -> None:
         updates = []
         for parameter in parameters:
             assert parameter.grad is not None
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
             buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
             updates.append(parameter.grad.lerp(buffer, group["momentum"]))
         for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
-            parameter.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
 def build_optimizers(
