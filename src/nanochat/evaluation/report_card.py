@@ -152,7 +152,7 @@ def _text(beginning: str, continuation: str) -> str:
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --accent: #3b6ea8; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
-main { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+main { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 figure { margin: 0; background: #fff; border-radius: 8px; } svg { width: 100%; height: auto; }
@@ -161,9 +161,8 @@ figure { margin: 0; background: #fff; border-radius: 8px; } svg { width: 100%; h
 .bar i { background: var(--line); border-radius: 4px; height: .8rem; }
 .bar b { display: block; background: var(--accent); border-radius: 4px; height: 100%; }
 .chat { border: 1px solid var(--line); border-radius: 8px; padding: .4rem 1rem; margin: .6rem 0; }
-.chat p { margin: .3rem 0; white-space: pre-wrap; }
-.user::before, .assistant::before, .python::before, .python_output::before, .system::before
-  { display: inline-block; min-width: 6.5rem; opacity: .6; font-size: .85rem; }
+.chat p { display: grid; grid-template-columns: 6.5rem 1fr; margin: .3rem 0; white-space: pre-wrap; }
+.chat p::before { opacity: .6; font-size: .85rem; }
 .user::before { content: "you"; } .assistant::before { content: "model"; } .system::before { content: "system"; }
 .python::before { content: "calculator"; } .python_output::before { content: "result"; }
 .python, .python_output { font-family: ui-monospace, monospace; opacity: .8; }

@@ -29,6 +29,7 @@ from nanochat.training.run_log import read_metrics
 
 # What the Primer needs at depth 4 to be learnt on two CPU cores in minutes; for other data the recipe decides.
 PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_000_000, "chat_tokens": 1_200_000}
+LIVELY = SamplingParams(max_new_tokens=80, temperature=0.8, top_k=50, seed=0)
 # Held out of the Primer's training data: an honest conversation.
 DEMO_QUESTIONS = ("What is the capital of France?", "Who are you?", "What is 37 times 24?")
 
@@ -72,14 +73,14 @@ def _speedrun(run: Run, options: SpeedrunOptions) -> None:
         report(run, options, engine, skills)
         console.print(f"{time.monotonic() - begun:.0f} seconds in all; report: {run.report}\n")
     for question in _questions(options, engine)[:3]:
-        _show(answer(engine, question))
+        _show(answer(engine, question, _style(options)))
     console.print(f"Chat on:  nanochat chat {shlex.quote(str(run.stage('chat')))}")
 
 
-def answer(engine: Engine, question: str, params: SamplingParams | None = None) -> Conversation:
+def answer(engine: Engine, question: str, params: SamplingParams) -> Conversation:
     """The conversation of one question and the model's reply to it."""
     asked = Message(role="user", content=question)
-    [result] = engine.generate([[asked]], params or SamplingParams())
+    [result] = engine.generate([[asked]], params)
     return [asked, Message(role="assistant", content=result.parts)]
 
 
@@ -96,19 +97,24 @@ def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillRepo
     base = Engine.from_pretrained(run.stage("base"))
     heads = (" ".join(text.split()[:8])[:60] for text in islice(read_documents(options.data, "val"), 4))
     beginnings = [head for head in heads if len(base.encode(head)) < base.context_length // 2]
-    lively = SamplingParams(max_new_tokens=80, temperature=0.8, top_k=50, seed=options.seed)
-    texts = [(b, r.text) for b, r in zip(beginnings, base.generate(beginnings, lively), strict=True)]
+    texts = [(b, r.text) for b, r in zip(beginnings, base.generate(beginnings, LIVELY), strict=True)]
     card = ReportCard(
         title=f"NanoChat, depth {config.num_hidden_layers}: {run.folder.name}",
         stages=stages,
         metrics=metrics,
         skills=skills,
-        samples=[answer(engine, question) for question in _questions(options, engine)] + _examples(skills),
+        samples=[answer(engine, question, _style(options)) for question in _questions(options, engine)]
+        + _examples(skills),
         texts=texts,
         machine=f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
         f"{platform.machine()}; data: {options.data}, {options.chat}",
     )
     card.write(run.report)
+
+
+def _style(options: SpeedrunOptions) -> SamplingParams:
+    """Greedy for the Primer, whose questions have one answer; elsewhere small models run in circles when greedy."""
+    return SamplingParams() if options.chat == "primer" else LIVELY
 
 
 def _examples(skills: SkillReport | None) -> list[Conversation]:
