@@ -659,3 +659,12 @@ def test_a_killed_run_resumes(nanochat, corpus, tmp_path):
     nanochat("pretrain", "--data", data, "--run", tmp_path / "undisturbed", *TOY, *LONG)
     assert losses(run) == losses(tmp_path / "undisturbed")
     assert same_weights(run / "base", tmp_path / "undisturbed" / "base")
+
+
+def test_make_demo_is_a_command_that_exists(nanochat, monkeypatch):
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    [line] = [line for line in makefile.splitlines() if line.startswith("\t$(BIN)/nanochat ")]
+    called = []
+    monkeypatch.setattr("nanochat.stages.speedrun.speedrun", called.append)
+    assert nanochat(*shlex.split(line)[1:]).code == 0
+    assert [options.run for options in called] == [Path("runs/demo")]

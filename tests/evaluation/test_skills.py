@@ -63,6 +63,15 @@ def test_endless_answers_are_cut(tokenizer):
     assert {len(result.token_ids) for result in results} == {MAX_NEW_TOKENS}
 
 
+def test_questions_beyond_the_context_are_wrong_and_the_others_are_asked(tokenizer):
+    engine = engine_that_says(tokenizer, lambda name, question: question.reference, 20, seed=1)
+    engine.context_length = 120  # bytes, here: stories are longer, the opposite of a word is not
+    report = evaluate_skills(engine, 20, seed=1)
+    assert 0 < report.scores["stories"] < 1
+    unanswered = [a for answers in report.answers.values() for a in answers if not a.result.token_ids]
+    assert unanswered and all(a.score == 0 and len(engine.encode(a.question.conversation)) >= 120 for a in unanswered)
+
+
 def test_reference_answers_have_room():
     """The longest answer that a skill asks for, in bytes (a tokenizer needs fewer tokens), is under the limit."""
     longest = max(len(question.reference) for skill in SKILLS.values() for question in skill.questions("val", 200, 0))

@@ -18,6 +18,7 @@ from nanochat.data.batches import StreamBatches
 from nanochat.stages.options import PretrainOptions
 from nanochat.stages.pretrain import RECIPE_OPTIONS, default_vocab_size, pretrain
 from nanochat.stages.run import Run
+from nanochat.tokenizer import train_tokenizer
 from nanochat.training.loop import Interrupted
 from nanochat.training.run_log import read_metrics
 
@@ -124,6 +125,18 @@ def test_damaged_data_of_the_run_is_named(finished, tmp_path, stop_at):
     tokens = tmp_path / "run" / "data" / "base-train" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:100])
     with pytest.raises(UserError, match=r"tokens\.bin has 100 bytes"):
+        pretrain(PretrainOptions(run=tmp_path / "run", resume=True))
+
+
+def test_data_of_another_tokenizer_is_not_gone_on_with(finished, tmp_path, stop_at):
+    options = dataclasses.replace(pretrain_options(finished), run=tmp_path / "run")
+    undo = stop_at(2)
+    with pytest.raises(Interrupted):
+        pretrain(options)
+    undo()
+    other = train_tokenizer(["zebras and yaks in quite another book"] * 3, 270)
+    other.save_pretrained(tmp_path / "run" / "tokenizer")
+    with pytest.raises(UserError, match="made with another tokenizer"):
         pretrain(PretrainOptions(run=tmp_path / "run", resume=True))
 
 

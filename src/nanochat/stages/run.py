@@ -93,10 +93,17 @@ class Run:
         max_tokens: int | None,
         reuse: bool,
     ) -> TokenStore:
-        """Tokenize `documents` into the stage's store; or open the store there is, if `reuse`."""
+        """Tokenize `documents` into the stage's store; or open the store there is, if `reuse`.
+
+        Raises:
+            UserError: if that one was made with another tokenizer.
+        """
         folder = self.store(stage, split)
         if reuse and folder.exists():
-            return TokenStore.open(folder)
+            store = TokenStore.open(folder)
+            if store.meta.fingerprint != tokenizer_fingerprint(tokenizer):
+                raise UserError(f"{folder} was made with another tokenizer than the model's; choose another --run.")
+            return store
         with console.status(f"{stage} {split} data: tokenizing") as status:
             store = TokenStore.write(
                 folder,
