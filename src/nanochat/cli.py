@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from nanochat.common import UserError
+from nanochat.common import Interrupted, UserError
 from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
 
 
@@ -161,7 +161,5 @@ def main() -> None:
     except (UserError, OSError) as error:
         print(f"nanochat: {error}", file=sys.stderr)
         sys.exit(2)
-    except BaseException as error:
-        if type(error).__name__ not in ("KeyboardInterrupt", "Interrupted"):
-            raise
+    except (Interrupted, KeyboardInterrupt):
         sys.exit(130)

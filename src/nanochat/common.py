@@ -1,4 +1,4 @@
-"""What every room may use: the error a user can mend, and writes that are whole or absent."""
+"""What every room may use: the errors that are the user's to mend or to wish, and writes that are whole or absent."""
 
 import contextlib
 import os
@@ -12,6 +12,14 @@ class UserError(ValueError):
 
     The command line prints it as one sentence and exits with code 2, without a traceback.
     """
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
+    """The user stopped the run (Ctrl-C or SIGTERM); a checkpoint of everything up to `step` is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
 
 
 @contextlib.contextmanager

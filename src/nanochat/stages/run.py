@@ -15,14 +15,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from nanochat.checkpoints.folder import save_model
-from nanochat.common import UserError, atomic_file
+from nanochat.common import Interrupted, UserError, atomic_file
 from nanochat.data.batches import PackedBatches, StreamBatches
 from nanochat.data.store import Document, TokenStore, tokenizer_fingerprint
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.checkpoint import written
-from nanochat.training.loop import Interrupted, TrainingLoop
+from nanochat.training.loop import TrainingLoop
 from nanochat.training.memory import keep_freed_memory
 from nanochat.training.recipe import Recipe
 

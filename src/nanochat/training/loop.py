@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from nanochat.common import UserError
+from nanochat.common import Interrupted, UserError
 from nanochat.data.batches import IGNORED, Batch
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.training.checkpoint import Checkpoint
@@ -33,14 +33,6 @@ class Batches(Protocol):
     """Where batches come from: the same step gives the same batch, always."""
 
     def batch(self, step: int) -> Batch: ...
-
-
-class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """The user stopped the run (Ctrl-C or SIGTERM); a checkpoint of everything up to `step` is saved."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.step = step
 
 
 class TrainingLoop:
