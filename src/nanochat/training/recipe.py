@@ -62,7 +62,7 @@ class Recipe:
         """The recipe for a model of `depth` layers; `chosen` values replace computed ones, `None` leaves them.
 
         Width 64 per layer, rounded up to whole heads of 128; horizon 10 tokens per weight that multiplies
-        (matrices + head); the batch grows with the horizon but leaves some 2,000 steps to small runs.
+        (matrices + head); the batch grows with the horizon but leaves some 1,000 steps to small runs.
 
         Raises:
             UserError: for values that no run can have.
@@ -154,7 +154,7 @@ def _check(name: str, value: Any) -> None:
 
 def _batch_tokens(tokens: int, seq_len: int) -> int:
     rule = 2**19 * (tokens / 1e9) ** 0.383  # the original's exponent; about 2^19 tokens for its depth 12
-    target = min(rule, max(2**12, tokens / 2000), 2**19)
+    target = min(rule, max(2**12, tokens / 1000), 2**19)
     return max(1, round(2 ** round(math.log2(target)) / seq_len)) * seq_len
 
 
