@@ -57,9 +57,9 @@ def evaluate_skills(
     report: dict[str, list[Answer]] = {}
     for name, skill in SKILLS.items():
         questions = skill.questions(split, questions_per_skill, seed)
-        conversations = [cast(Conversation, question.conversation) for question in questions]
-        fits = [len(engine.encode(one)) < engine.context_length for one in conversations]
-        replies = iter(engine.generate([one for one, fit in zip(conversations, fits, strict=True) if fit], params))
+        prompts = [engine.encode(cast(Conversation, question.conversation)) for question in questions]
+        fits = [len(prompt) < engine.context_length for prompt in prompts]
+        replies = iter(engine.generate([prompt for prompt, fit in zip(prompts, fits, strict=True) if fit], params))
         # A question that the model's context can't hold goes unanswered.
         results = [next(replies) if fit else Result([], "", [], "length") for fit in fits]
         report[name] = [
