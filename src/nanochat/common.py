@@ -1,4 +1,4 @@
-"""What every room may use: the errors that are the user's to mend or to wish, and writes that are whole or absent."""
+"""What every room may use: errors that are the user's to mend or to wish, writes that are whole or absent, figures."""
 
 import contextlib
 import os
@@ -64,3 +64,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def si(number: float) -> str:
+    """Three digits and a prefix before the unit: `si(4.12e11) + "FLOP/s"` is "412 GFLOP/s"."""
+    number = float(f"{number:.3g}")
+    for factor, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:#.3g}".rstrip(".") + f" {prefix}"
+    return f"{number:g} "
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "0.29 s", "45 s", "12 min", "3 h 5 min", "2 d 4 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -11,7 +11,6 @@ from training_setup import recipe
 
 from nanochat.common import UserError
 from nanochat.model.accounting import flops_per_token, parameter_counts
-from nanochat.training import recipe as recipe_module
 from nanochat.training.recipe import Recipe
 
 
@@ -106,16 +105,6 @@ def test_the_summary_names_what_will_happen():
     total = parameter_counts(made.config())["total"]
     for part in ("depth 2", "width 32", "2 heads", f"{total / 1e6:.1f} M parameters", "7 steps of 4 rows x 16 tokens"):
         assert part in text
-
-
-@pytest.mark.parametrize(("pays", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_bf16_where_it_pays(monkeypatch, pays, dtype):
-    monkeypatch.setattr(recipe_module, "bfloat16_pays", lambda: pays)
-    assert Recipe.from_depth(1, 500).dtype == dtype
-
-
-def test_the_probe_answers_for_this_machine():
-    assert recipe_module.bfloat16_pays() in (True, False)
 
 
 def test_a_recipe_goes_through_json():

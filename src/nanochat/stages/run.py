@@ -12,19 +12,23 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from rich.console import Console
 
 from nanochat.checkpoints.folder import save_model
 from nanochat.common import Interrupted, UserError, atomic_file
-from nanochat.data.batches import PackedBatches, StreamBatches
+from nanochat.data.batches import IGNORED, Batch, PackedBatches, StreamBatches
 from nanochat.data.store import Document, TokenStore, tokenizer_fingerprint
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.checkpoint import written
 from nanochat.training.loop import TrainingLoop
+from nanochat.training.machine import this_machine
 from nanochat.training.memory import keep_freed_memory
+from nanochat.training.meter import Meter
 from nanochat.training.recipe import Recipe
+from nanochat.training.recipe_card import machine_line
 
 VALIDATION_TOKENS = 2**15
 
@@ -181,8 +185,8 @@ def train_stage(
 ) -> None:
     """Train, with checkpoints and validation in bits per byte, and write the finished model to the stage's folder."""
     keep_freed_memory()
-    if torch.cuda.is_available():
-        model.to("cuda")  # type: ignore[arg-type]
+    machine = this_machine()
+    model.to(machine.device)  # type: ignore[arg-type]
     count = max(1, VALIDATION_TOKENS // recipe.batch_tokens)
     validation_batches = list(validation.validation_batches(count))
     token_bytes = tokenizer.token_bytes()
@@ -195,10 +199,17 @@ def train_stage(
         metrics=run.metrics,
         save_model=lambda folder: save_model(model, tokenizer, folder),
         validate=lambda: {"val_bpb": bits_per_byte(model, validation_batches, token_bytes)},
+        meter=Meter(
+            recipe,
+            model.config,
+            peak_flops=machine.peak(recipe.dtype).flops,
+            bytes_per_token=_bytes_per_trained_token(validation_batches, token_bytes),
+        ),
     )
     if resume and loop.resume():
         console.print(f"{stage}: going on after step {loop.step}")
     console.print(recipe.summary(model.config))
+    console.print(machine_line(recipe, model.config, machine))
     try:
         loop.run()
     except Interrupted as stop:
@@ -210,6 +221,11 @@ def train_stage(
         raise
     _finish(run.stage(stage), model, tokenizer)
     console.print(f"{stage} model: {run.stage(stage)}")
+
+
+def _bytes_per_trained_token(batches: list[Batch], token_bytes: NDArray[Any]) -> float:
+    labels = torch.cat([batch.labels[batch.labels != IGNORED] for batch in batches])
+    return float(token_bytes[labels.numpy()].mean())
 
 
 def _finish(folder: Path, model: NanoChatForCausalLM, tokenizer: NanoChatTokenizer) -> None:

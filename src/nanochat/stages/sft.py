@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from nanochat.checkpoints.folder import load_model
 from nanochat.common import UserError
@@ -81,7 +82,7 @@ def _sft(run: Run, options: SftOptions) -> Path:
 
 def _recipe(options: SftOptions, config: NanoChatConfig, train: TokenStore) -> Recipe:
     seq_len = config.max_position_embeddings
-    chosen = {
+    chosen: dict[str, Any] = {
         "batch_tokens": options.batch_tokens,
         "micro_batch_tokens": options.micro_batch_tokens,
         "dtype": options.dtype,

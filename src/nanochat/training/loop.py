@@ -20,9 +20,10 @@ from nanochat.data.batches import IGNORED, Batch
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.training.checkpoint import Checkpoint
 from nanochat.training.loss import loss_of
+from nanochat.training.meter import Meter
 from nanochat.training.optimizer import build_optimizers
 from nanochat.training.recipe import Recipe
-from nanochat.training.run_log import RunLog
+from nanochat.training.run_log import RunLog, Track
 from nanochat.training.schedule import learning_rate_factor, muon_momentum
 
 VALIDATIONS = 10  # per run, spread evenly; the last one after the last step
@@ -46,7 +47,9 @@ class TrainingLoop:
         checkpoints: folder for `step-NNNNNN` checkpoints.
         metrics: path of `metrics.jsonl`.
         save_model: writes a complete model folder to a path.
-        validate: returns numbers to log, such as {"val_bpb": 1.2}.
+        validate: returns what to log, such as {"val_bpb": 1.2}; must not draw from PyTorch's own random numbers.
+        meter: tells speed; one that knows the machine's peak tells the share of it too.
+        track: gets every record as well, to send it elsewhere.
     """
 
     def __init__(
@@ -58,11 +61,14 @@ class TrainingLoop:
         checkpoints: Path,
         metrics: Path,
         save_model: Callable[[Path], None],
-        validate: Callable[[], dict[str, float]],
+        validate: Callable[[], dict[str, Any]],
+        meter: Meter | None = None,
+        track: Track | None = None,
     ):
         self.model, self.batches, self.recipe, self.stage = model, batches, recipe, stage
         self.checkpoints, self.metrics = checkpoints, metrics
         self.save_model, self.validate = save_model, validate
+        self.meter, self.track = meter or Meter(recipe, model.config), track
         self.optimizers = build_optimizers(
             model, recipe.matrix_lr, recipe.embedding_lr, recipe.head_lr, recipe.weight_decay
         )
@@ -93,18 +99,21 @@ class TrainingLoop:
         seconds_before = self.seconds
         self.model.train()
         every = math.ceil(recipe.steps / VALIDATIONS)
-        with RunLog(self.metrics, self.stage, self.step, recipe.steps) as log, _stop_requested() as stop:
-            speed = _Speed()
+        with (
+            RunLog(self.metrics, self.stage, self.step, recipe.steps, self.track) as log,
+            _stop_requested() as stop,
+        ):
+            self.meter.restart()
             while self.step < recipe.steps:
                 values = self._train_step(self.step)
                 self.step += 1
                 self.seconds = seconds_before + time.monotonic() - begun
-                values["tokens_per_second"] = speed.after(recipe.batch_tokens)
+                values |= self.meter.after(self.step)
                 if self.step % every == 0 or self.step == recipe.steps:
                     values |= self._validated()
-                    speed = _Speed()
+                    self.meter.restart()
                 log.record(self.step - 1, **values, seconds=round(self.seconds, 3))
-                log.show(self.step, _text(values))
+                log.show(self.step, self.meter.text(values))
                 if stop():
                     self._save()
                     raise Interrupted(self.step)
@@ -112,7 +121,8 @@ class TrainingLoop:
                 if self.step < recipe.steps and since > max(CHECKPOINT_SECONDS, 20 * save_seconds):
                     save_begun = time.monotonic()
                     self._save()
-                    last_save, speed = time.monotonic(), _Speed()
+                    last_save = time.monotonic()
+                    self.meter.restart()
                     save_seconds = last_save - save_begun
 
     def autocast(self) -> torch.autocast:
@@ -147,7 +157,7 @@ class TrainingLoop:
             optimizer.zero_grad()
         return {"loss": total, "lr_factor": round(factor, 6)}
 
-    def _validated(self) -> dict[str, float]:
+    def _validated(self) -> dict[str, Any]:
         self.model.eval()
         with torch.no_grad(), self.autocast():
             values = self.validate()
@@ -157,25 +167,6 @@ class TrainingLoop:
     def _save(self) -> None:
         state = {"seconds": self.seconds, "rng_state": torch.get_rng_state().tolist()}
         Checkpoint.save(self.checkpoints, self.step, self.save_model, self.optimizers, state)
-
-
-def _text(values: dict[str, float]) -> str:
-    parts = [f"loss {values['loss']:.3f}"]
-    parts += [f"{name} {value:.3f}" for name, value in values.items() if name.startswith("val")]
-    return ", ".join([*parts, f"{values['tokens_per_second']:,.0f} tokens/s"])
-
-
-class _Speed:
-    """Tokens per second, smoothed over the last ten steps or so."""
-
-    def __init__(self) -> None:
-        self.last, self.rate = time.monotonic(), 0.0
-
-    def after(self, tokens: int) -> float:
-        now = time.monotonic()
-        rate, self.last = tokens / max(1e-9, now - self.last), now
-        self.rate = rate if self.rate == 0 else 0.9 * self.rate + 0.1 * rate
-        return round(self.rate, 1)
 
 
 @contextlib.contextmanager

@@ -2,14 +2,12 @@
 
 import dataclasses
 import math
-import time
 from typing import Any
-
-import torch
 
 from nanochat.common import UserError
 from nanochat.model.accounting import flops_per_token, parameter_counts
 from nanochat.model.configuration import NanoChatConfig
+from nanochat.training.machine import Machine, this_machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +56,10 @@ class Recipe:
             )
 
     @classmethod
-    def from_depth(cls, depth: int, vocab_size: int, **chosen: Any) -> "Recipe":
+    def from_depth(cls, depth: int, vocab_size: int, machine: Machine | None = None, **chosen: Any) -> "Recipe":
         """The recipe for a model of `depth` layers; `chosen` values replace computed ones, `None` leaves them.
+
+        The dtype and the micro-batch are what fits `machine`: this one, unless another is given.
 
         Width 64 per layer, rounded up to whole heads of 128; horizon 10 tokens per weight that multiplies
         (matrices + head); the batch grows with the horizon but leaves some 1,000 steps to small runs.
@@ -83,7 +83,7 @@ class Recipe:
             "seq_len": seq_len,
             "tokens": tokens,
             "batch_tokens": batch_tokens,
-            "micro_batch_tokens": min(batch_tokens, max(seq_len, 2**13)),
+            "micro_batch_tokens": batch_tokens,
             "matrix_lr": 0.02,
             "embedding_lr": 0.3 * width_factor,
             "head_lr": 0.008 * width_factor,
@@ -92,18 +92,21 @@ class Recipe:
             "decay_fraction": 0.65,
             "final_lr_fraction": 0.05,
             "seed": 0,
-            "dtype": None,
+            "dtype": "float32",
         }
-        values = {**computed, **chosen}
-        if values["dtype"] is None:
-            values["dtype"] = "bfloat16" if bfloat16_pays() else "float32"
-        return cls(
+        recipe = cls(
             depth=depth,
             hidden_size=hidden_size,
             num_attention_heads=hidden_size // 128,
             vocab_size=vocab_size,
-            **values,
+            **{**computed, **chosen},
         )
+        if {"dtype", "micro_batch_tokens"} <= chosen.keys():
+            return recipe
+        machine = machine or this_machine()
+        dtype = chosen.get("dtype", machine.dtype)
+        fitting = machine.micro_batch_tokens(recipe.config(), seq_len, batch_tokens, dtype)
+        return dataclasses.replace(recipe, dtype=dtype, micro_batch_tokens=chosen.get("micro_batch_tokens", fitting))
 
     @property
     def steps(self) -> int:
@@ -156,19 +159,3 @@ def _batch_tokens(tokens: int, seq_len: int) -> int:
     rule = 2**19 * (tokens / 1e9) ** 0.383  # the original's exponent; about 2^19 tokens for its depth 12
     target = min(rule, max(2**12, tokens / 1000), 2**19)
     return max(1, round(2 ** round(math.log2(target)) / seq_len)) * seq_len
-
-
-def bfloat16_pays() -> bool:
-    """Whether matrix products in bf16 are clearly faster than in fp32 on this machine (a CPU: a probe of some ms)."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a = torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]

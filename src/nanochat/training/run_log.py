@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.text import Text
 from nanochat.common import UserError, atomic_file
 
 LINE_EVERY_SECONDS = 15.0
+
+Track = Callable[[dict[str, Any]], None]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -37,18 +40,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Appends to `metrics.jsonl` and shows progress; a context manager around one stage's steps.
 
-    Lines of `stage` from step `start` on are dropped first: a resumed run writes them again, the same.
+    Lines of `stage` from step `start` on are dropped first: a resumed run writes them again, the same. `track` gets
+    every record too.
     """
 
-    def __init__(self, path: Path, stage: str, start: int, steps: int):
-        self.stage, self.start, self.steps = stage, start, steps
+    def __init__(self, path: Path, stage: str, start: int, steps: int, track: Track | None = None):
+        self.stage, self.start, self.steps, self.track = stage, start, steps, track
         kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] < start]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by __exit__)
         self._console = Console(highlight=False)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), _Numbers(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=20), _Numbers(), TimeRemainingColumn(),
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task(stage, total=steps, completed=start, text="")
@@ -62,9 +66,12 @@ class RunLog:
         self._bar.stop()
         self._file.close()
 
-    def record(self, step: int, **values: float) -> None:
+    def record(self, step: int, **values: Any) -> None:
         """Write the values of a step (0-based)."""
-        self._file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
+        record = {"stage": self.stage, "step": step, **values}
+        self._file.write(json.dumps(record) + "\n")
+        if self.track:
+            self.track(record)
 
     def show(self, step: int, text: str) -> None:
         """Show that `step` steps are done, with a text of current numbers."""

@@ -1,0 +1,188 @@
+"""The machine that a run finds itself on: device, threads, precision, memory, and how fast it can multiply."""
+
+import dataclasses
+import functools
+import math
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from nanochat.common import si
+from nanochat.model.accounting import activation_bytes_per_token, training_state_bytes
+from nanochat.model.configuration import NanoChatConfig
+
+# Dense bf16 products with fp32 sums, in FLOP/s, from NVIDIA's and AMD's data sheets (which print twice as much where
+# they count on sparsity). The first name that occurs in the device's own name counts.
+DATA_SHEETS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}
+# Share of the peak that training reaches, for the time expected of a run. 8 H100 reach 41 % at depth 12 and 50 % at
+# depth 24 in the original; CPUs: docs/log.md.
+EXPECTED_UTILIZATION = {"cuda": 0.40, "mps": 0.30, "cpu": 0.35}
+MOST_MICRO_BATCH_TOKENS = {"cuda": 2**16, "mps": 2**14, "cpu": 2**13}  # beyond it no faster, only larger
+MEMORY_SHARE = {"cuda": 0.85, "mps": 0.6, "cpu": 0.5}  # of what is free: others live on a CPU's memory too
+PROBE_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """How many floating-point operations per second matrix products can reach, and who says so."""
+
+    flops: float
+    source: str  # "data sheet" or "measured"
+
+    def __str__(self) -> str:
+        return f"{si(self.flops)}FLOP/s ({self.source})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What training runs on.
+
+    Attributes:
+        device: "cuda", "mps" or "cpu".
+        name: of the accelerator, or of the processor.
+        threads: that PyTorch computes with on the CPU.
+        memory: free for training, in bytes.
+        dtype: "bfloat16" where its products are clearly faster here, else "float32".
+    """
+
+    device: str
+    name: str
+    threads: int
+    memory: int
+    dtype: str
+
+    @classmethod
+    def detect(cls) -> "Machine":
+        """The machine of this process; PyTorch's threads are cut to the processors that it is allowed to use."""
+        torch.set_num_threads(min(torch.get_num_threads(), allowed_processors()))
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = torch.cuda.get_device_name() if device == "cuda" else _processor_name()
+        dtype = "bfloat16" if bfloat16_pays(device) else "float32"
+        return cls(device, name, torch.get_num_threads(), _free_memory(device), dtype)
+
+    def peak(self, dtype: str) -> Peak:
+        """The peak of matrix products in `dtype`: from a data sheet where the device is known, else measured."""
+        known = next((flops for name, flops in DATA_SHEETS.items() if name in self.name), None)
+        if self.device == "cuda" and dtype == "bfloat16" and known:
+            return Peak(known, "data sheet")
+        return Peak(measured_peak(self.device, dtype), "measured")
+
+    def describe(self, dtype: str) -> str:
+        """One line for people: what it computes with, in which precision, how fast at best."""
+        device = f"{self.threads} thread{'s' * (self.threads > 1)} of {self.name}"
+        return f"{device if self.device == 'cpu' else self.name}, {dtype}, peak {self.peak(dtype)}"
+
+    def training_bytes(self, config: NanoChatConfig, seq_len: int, micro_batch_tokens: int, dtype: str) -> int:
+        """Memory that training takes at most on this machine, in bytes (an estimate from above)."""
+        per_token = self._activation_bytes_per_token(config, seq_len, dtype)
+        return training_state_bytes(config) + micro_batch_tokens * per_token
+
+    def micro_batch_tokens(self, config: NanoChatConfig, seq_len: int, batch_tokens: int, dtype: str) -> int:
+        """The largest micro-batch that fits: whole rows that share the batch out evenly, at least one row."""
+        room = MEMORY_SHARE[self.device] * self.memory - training_state_bytes(config)
+        fitting = room / self._activation_bytes_per_token(config, seq_len, dtype)
+        most_rows = max(1, int(min(fitting, MOST_MICRO_BATCH_TOKENS[self.device]) // seq_len))
+        rows = batch_tokens // seq_len
+        return math.ceil(rows / math.ceil(rows / most_rows)) * seq_len
+
+    def _activation_bytes_per_token(self, config: NanoChatConfig, seq_len: int, dtype: str) -> int:
+        plain_attention = self.device == "cpu" and seq_len <= 1024  # as the loop chooses it
+        return activation_bytes_per_token(config, seq_len, dtype == "bfloat16", plain_attention)
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """The machine of this process, looked at once."""
+    return Machine.detect()
+
+
+def bfloat16_pays(device: str) -> bool:
+    """Whether matrix products in bf16 are clearly faster than in fp32 (on a CPU: a probe of some ms)."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False  # half as much memory, but no faster
+    return _rate(device, torch.bfloat16, 512, 0.005) > 1.4 * _rate(device, torch.float32, 512, 0.005)
+
+
+@functools.cache
+def measured_peak(device: str, dtype: str) -> float:
+    """The best rate of square matrix products, in FLOP/s: from 512 rows up, as long as that takes little time."""
+    begun, best, size = time.perf_counter(), 0.0, 512
+    while size <= 8192 and time.perf_counter() - begun < PROBE_SECONDS / 2:
+        best = max(best, _rate(device, getattr(torch, dtype), size, PROBE_SECONDS / 6))
+        size *= 2
+    return best
+
+
+def _rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
+    """FLOP/s of the quickest of several products of `size` x `size` matrices; at least three are tried."""
+    a = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(dtype)
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        a @ a
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])  # the first one sets things up
+
+
+def allowed_processors() -> int:
+    """Processors that this process may use: its affinity, and the quota of its container if it has one."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota, period = (_read("/sys/fs/cgroup/cpu.max") or "max 100000").split()
+    return processors if quota == "max" else max(1, min(processors, math.ceil(int(quota) / int(period))))
+
+
+def _free_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory()
+    available = [line for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")]
+    if not available:  # not Linux: half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = int(available[0].split()[1]) * 1024
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def _processor_name() -> str:
+    names = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    if names:
+        return names[0].partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
