@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.training.distributed import local, on_whole_matrices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's quintic, https://kellerjordan.github.io/posts/muon/
 
@@ -34,13 +35,20 @@ class Muon(torch.optim.Optimizer):
     """SGD with Nesterov momentum whose update is orthogonalized, for 2D weights.
 
     The learning rate is the spectral size of an update: `lr * sqrt(max(1, rows / cols))` as in the original
-    nanochat. Weight decay is decoupled. Matrices of one shape are stacked and orthogonalized together.
+    nanochat. Weight decay is decoupled. Matrices of one shape are stacked and orthogonalized together. Of sharded
+    parameters (DTensors) each process keeps its rows and orthogonalizes its share of the matrices.
+
+    `found_inf`, a scalar on the device as `torch.amp.GradScaler` sets it, keeps the weights as they are where it is 1.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
     ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -56,13 +64,18 @@ class Muon(torch.optim.Optimizer):
         updates = []
         for parameter in parameters:
             assert parameter.grad is not None
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            updates.append(parameter.grad.lerp(buffer, group["momentum"]))
-        for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+            gradient, buffer = local(parameter.grad), local(self.state[parameter]["momentum_buffer"])
+            buffer.lerp_(gradient, 1 - group["momentum"])
+            updates.append(gradient.lerp(buffer, group["momentum"]))
+        stack = on_whole_matrices(orthogonalize, torch.stack(updates), like=parameters[0])
+        decay: float | Tensor = group["lr"] * group["weight_decay"]
+        if self.found_inf is not None:
+            stack = torch.where(self.found_inf > 0, 0, stack)
+            decay = decay * (1 - self.found_inf)
+        for parameter, update in zip(parameters, stack, strict=True):
+            if group["weight_decay"]:
+                local(parameter).mul_(1 - decay)
+            local(parameter).add_(update, alpha=-group["lr"] * scale)
 
 
 def build_optimizers(
@@ -87,6 +100,21 @@ def build_optimizers(
     muon = Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
     groups = [{"params": p, "lr": lr} for p, lr in ((embeddings, embedding_lr), (heads, head_lr)) if p]
     adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
+    for parameter in embeddings + heads:  # as its first step would, so that a checkpoint has a place to load it to
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        adamw.state[parameter] = {"step": step, **zeros}
     for group in muon.param_groups + adamw.param_groups:
         group["initial_lr"] = group["lr"]
     return [muon, adamw]
+
+
+def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All state of the optimizers by the names of parameters, such as `lm_head.weight.exp_avg`; not copies."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
