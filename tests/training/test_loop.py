@@ -8,11 +8,11 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
-from training_setup import ToyBatches, losses, recipe, tiny_model, toy_loop, weights
+from training_setup import ToyBatches, call_before_steps, losses, recipe, tiny_model, toy_loop, weights
 
 from nanochat.common import UserError
 from nanochat.data.batches import Batch
-from nanochat.training import loop as loop_module
+from nanochat.training import step as step_module
 from nanochat.training.loop import Interrupted
 from nanochat.training.schedule import learning_rate_factor, muon_momentum
 
@@ -47,7 +47,7 @@ GOLDEN = [5.57973, 5.564466, 5.556479, 5.520453, 5.502484, 5.537158, 5.464466, 5
 
 
 def test_the_loss_curve_is_the_recorded_one(trained, monkeypatch):
-    monkeypatch.setattr(loop_module, "muon_momentum", lambda step: 0.9)
+    monkeypatch.setattr(step_module, "muon_momentum", lambda step: 0.9)
     values, _ = trained("run", steps=8, matrix_lr=0.005, embedding_lr=0.02, head_lr=0.002)
     assert values == pytest.approx(GOLDEN, abs=1e-4)
 
@@ -104,10 +104,10 @@ def test_accumulation_agrees_in_the_gradients(tmp_path):
     for micro in (64, 16, 48):
         loop = toy_loop(tmp_path, tiny_model(), recipe=recipe(micro_batch_tokens=micro))
         torch.nn.init.normal_(loop.model.lm_head.weight, generator=torch.Generator().manual_seed(1))
-        for optimizer in loop.optimizers:
+        for optimizer in loop.train_step.optimizers:
             optimizer.step = lambda: None
             optimizer.zero_grad = lambda: None
-        loop._train_step(0)
+        loop.train_step.begin(0, loop.batches.batch(0), lambda: (False, False))
         gradients[micro] = {name: parameter.grad.clone() for name, parameter in loop.model.named_parameters()}
     for micro in (16, 48):
         for name, gradient in gradients[64].items():
@@ -146,10 +146,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, bad
             loop.model.model.norm.forward = lambda x: held["norm"](x) * bad
 
     held = {}
-    loop.batches = ToyBatches(before=poison)
+    call_before_steps(loop, poison)
     with pytest.raises(UserError, match=r"loss at step 5 is (nan|inf|-inf).*--matrix-lr 0\.02"):
         loop.run()
-    assert loop.step == 5 and len(losses(tmp_path)) == 5
+    assert len(losses(tmp_path)) == 5
     for name, weight in loop.model.state_dict().items():
         assert torch.equal(weight, held["weights"][name]), name
 
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, bad
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_saves_and_gives_the_handlers_back(tmp_path, signal_number):
     before = signal.getsignal(signal_number)
-    loop = toy_loop(tmp_path, batches=ToyBatches(lambda step: step == 3 and os.kill(os.getpid(), signal_number)))
+    loop = toy_loop(tmp_path, before=lambda step: step == 3 and os.kill(os.getpid(), signal_number))
     with pytest.raises(Interrupted) as stopped:
         loop.run()
     assert stopped.value.step == loop.step == 4
@@ -172,7 +172,7 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    loop = toy_loop(tmp_path, batches=ToyBatches(twice))
+    loop = toy_loop(tmp_path, before=twice)
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     assert loop.step == 3 and not (tmp_path / "checkpoints").exists()

@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 from training_setup import (
-    ToyBatches,
     losses,
     recipe,
     save_often,
@@ -45,15 +44,15 @@ def assert_same(folder, model, uninterrupted):
 
 
 def stop_at(step_to_stop):
-    return ToyBatches(lambda step: step == step_to_stop and os.kill(os.getpid(), signal.SIGINT))
+    return lambda step: step == step_to_stop and os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("stops", [[0], [7], [STEPS - 1], [2, 3, 11]])
 def test_interrupted_and_resumed(tmp_path, uninterrupted, stops):
     for stop in stops:
-        loop = toy_loop(tmp_path, tiny_model(seed=stop), batches=stop_at(stop), recipe=recipe(STEPS))
+        loop = toy_loop(tmp_path, tiny_model(seed=stop), before=stop_at(stop), recipe=recipe(STEPS))
         if not loop.resume():  # its own first weights, where there is nothing to go back to
-            loop = toy_loop(tmp_path, batches=stop_at(stop), recipe=recipe(STEPS))
+            loop = toy_loop(tmp_path, before=stop_at(stop), recipe=recipe(STEPS))
         with pytest.raises(Interrupted):
             loop.run()
     last = toy_loop(tmp_path, tiny_model(seed=99), recipe=recipe(STEPS))
@@ -65,7 +64,7 @@ def test_interrupted_and_resumed(tmp_path, uninterrupted, stops):
 def test_bf16_run_interrupted_and_resumed(tmp_path):
     whole = toy_loop(tmp_path / "whole", recipe=recipe(10, dtype="bfloat16"))
     whole.run()
-    cut = toy_loop(tmp_path / "cut", batches=stop_at(4), recipe=recipe(10, dtype="bfloat16"))
+    cut = toy_loop(tmp_path / "cut", before=stop_at(4), recipe=recipe(10, dtype="bfloat16"))
     with pytest.raises(Interrupted):
         cut.run()
     rest = toy_loop(tmp_path / "cut", tiny_model(seed=5), recipe=recipe(10, dtype="bfloat16"))
@@ -78,7 +77,7 @@ def test_bf16_run_interrupted_and_resumed(tmp_path):
 def test_a_tied_embedding_resumes_too(tmp_path):
     whole = toy_loop(tmp_path / "whole", tiny_model(tie_word_embeddings=True), recipe=recipe(10))
     whole.run()
-    cut = toy_loop(tmp_path / "cut", tiny_model(tie_word_embeddings=True), batches=stop_at(4), recipe=recipe(10))
+    cut = toy_loop(tmp_path / "cut", tiny_model(tie_word_embeddings=True), before=stop_at(4), recipe=recipe(10))
     with pytest.raises(Interrupted):
         cut.run()
     rest = toy_loop(tmp_path / "cut", tiny_model(seed=5, tie_word_embeddings=True), recipe=recipe(10))
@@ -88,7 +87,7 @@ def test_a_tied_embedding_resumes_too(tmp_path):
 
 
 def test_another_micro_batch_goes_on_with_the_same_data(tmp_path, uninterrupted):
-    loop = toy_loop(tmp_path, batches=stop_at(7), recipe=recipe(STEPS))
+    loop = toy_loop(tmp_path, before=stop_at(7), recipe=recipe(STEPS))
     with pytest.raises(Interrupted):
         loop.run()
     rest = toy_loop(tmp_path, recipe=recipe(STEPS, micro_batch_tokens=16))
@@ -107,7 +106,7 @@ def test_a_crash_goes_back_to_the_last_checkpoint(tmp_path, uninterrupted, monke
             raise RuntimeError("power gone")
 
     with pytest.raises(RuntimeError):
-        toy_loop(tmp_path, batches=ToyBatches(crash), recipe=recipe(STEPS)).run()
+        toy_loop(tmp_path, before=crash, recipe=recipe(STEPS)).run()
     ahead = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(ahead[:-30])  # and the last line cut in two
     rest = toy_loop(tmp_path, tiny_model(seed=5), recipe=recipe(STEPS))
@@ -117,7 +116,7 @@ def test_a_crash_goes_back_to_the_last_checkpoint(tmp_path, uninterrupted, monke
 
 
 def test_the_seconds_of_all_sessions_add_up(tmp_path):
-    loop = toy_loop(tmp_path, batches=stop_at(7), recipe=recipe(STEPS))
+    loop = toy_loop(tmp_path, before=stop_at(7), recipe=recipe(STEPS))
     with pytest.raises(Interrupted):
         loop.run()
     spent = loop.seconds
@@ -136,7 +135,7 @@ def test_nothing_to_resume_is_said(tmp_path):
 
 
 def test_what_a_killed_save_left_behind_does_not_matter(tmp_path, uninterrupted):
-    loop = toy_loop(tmp_path, batches=stop_at(7), recipe=recipe(STEPS))
+    loop = toy_loop(tmp_path, before=stop_at(7), recipe=recipe(STEPS))
     with pytest.raises(Interrupted):
         loop.run()
     checkpoints = tmp_path / "checkpoints"

@@ -21,6 +21,7 @@ from nanochat.training import loop as loop_module
 from nanochat.training.initialization import initialize_for_training
 from nanochat.training.loop import TrainingLoop
 from nanochat.training.recipe import Recipe
+from nanochat.training.step import Numbers
 
 VOCAB = 265  # the 256 bytes and the nine control tokens
 RECIPE = Recipe(
@@ -58,21 +59,23 @@ def tiny_model(seed: int = 0, **config: Any) -> NanoChatForCausalLM:
 
 
 class ToyBatches:
-    """Four rows of 16 tokens that count upwards; calls `before(step)` when asked for a step's batch."""
+    """Four rows of 16 tokens that count upwards."""
 
-    def __init__(self, before: Callable[[int], None] = lambda step: None) -> None:
-        self.before = before
-
-    def batch(self, step: int) -> Batch:
-        self.before(step)
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         generator = torch.Generator().manual_seed(step)
         rows = (torch.randint(0, 200, (4, 1), generator=generator) + torch.arange(17)) % 200
         trained = torch.rand((4, 16), generator=generator) < 0.75
-        return Batch(rows[:, :-1], torch.where(trained, rows[:, 1:], IGNORED))
+        batch = Batch(rows[:, :-1].contiguous(), torch.where(trained, rows[:, 1:], IGNORED))
+        return list(batch.split(4 // world))[rank]
 
 
-def toy_loop(folder: Path, model: NanoChatForCausalLM | None = None, **arguments: Any) -> TrainingLoop:
-    """A loop that writes to `folder`; `arguments` replace those of `TrainingLoop`."""
+def toy_loop(
+    folder: Path,
+    model: NanoChatForCausalLM | None = None,
+    before: Callable[[int], Any] = lambda step: None,
+    **arguments: Any,
+) -> TrainingLoop:
+    """A loop that writes to `folder` and calls `before(step)` in every step; `arguments` replace `TrainingLoop`'s."""
     model = tiny_model() if model is None else model
     tokenizer = NanoChatTokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
     defaults = {
@@ -84,7 +87,20 @@ def toy_loop(folder: Path, model: NanoChatForCausalLM | None = None, **arguments
         "save_model": lambda path: save_model(model, tokenizer, path),
         "validate": lambda: {"val_bpb": 1.0},
     }
-    return TrainingLoop(model, **(defaults | arguments))
+    loop = TrainingLoop(model, **(defaults | arguments))
+    call_before_steps(loop, before)
+    return loop
+
+
+def call_before_steps(loop: TrainingLoop, before: Callable[[int], Any]) -> None:
+    """Have `before(step)` called at the beginning of every step."""
+    begin = loop.train_step.begin
+
+    def begin_after(step: int, *arguments: Any) -> Numbers:
+        before(step)
+        return begin(step, *arguments)
+
+    loop.train_step.begin = begin_after
 
 
 def save_often() -> SimpleNamespace:

@@ -1,19 +1,28 @@
-"""Checkpoints of a running stage: a model folder that `from_pretrained` opens, with what training needs beside it."""
+"""Checkpoints of a running stage: a model folder that `from_pretrained` opens, with what training needs beside it.
+
+Written by one process or several, and read by any number: `torch.distributed.checkpoint` puts the parts together. Its
+files here are safetensors; nothing in a checkpoint is a pickle.
+"""
 
 import contextlib
 import dataclasses
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nanochat.common import UserError, atomic_folder
+from nanochat.training.distributed import from_first, is_first, wait_for_all
 
 KEEP = 2  # the newest, and one before it in case the newest is damaged
 
@@ -22,7 +31,8 @@ KEEP = 2  # the newest, and one before it in case the newest is damaged
 class Checkpoint:
     """A folder `checkpoints/step-NNNNNN`: the state after that many optimizer steps.
 
-    Beside the model folder's own files it holds `optimizer.pt` (tensors only) and `loop.json`.
+    Beside the model folder's own files it holds `optimizer/*.safetensors`, one file of each process that trained, and
+    `loop.json`: the loop's state, and the size of those files.
     """
 
     folder: Path
@@ -40,30 +50,39 @@ class Checkpoint:
         checkpoints: Path,
         step: int,
         save_model: Callable[[Path], None],
-        optimizers: list[torch.optim.Optimizer],
+        optimizer_state: dict[str, Tensor],
         state: dict[str, Any],
+        keep: int = KEEP,
     ) -> "Checkpoint":
-        """Write a checkpoint, whole or not at all, then drop those older than the newest two.
+        """Write a checkpoint, whole or not at all, then drop those older than the newest `keep`.
+
+        Every process calls this; the first one writes the model.
 
         Raises:
             UserError: if it can't be written, as on a full disk; those before are still there.
         """
         folder = checkpoints / f"step-{step:06d}"
-        for left_over in checkpoints.glob(".step-*"):  # by a kill in the middle of this
-            shutil.rmtree(left_over)
-        with written(folder), atomic_folder(folder) as temporary:
-            save_model(temporary / "model")
-            for file in (temporary / "model").iterdir():
-                file.rename(temporary / file.name)
-            (temporary / "model").rmdir()
-            torch.save([optimizer.state_dict() for optimizer in optimizers], temporary / "optimizer.pt")
-            (temporary / "loop.json").write_text(json.dumps({"step": step, **state}) + "\n")
-        for old in _all(checkpoints)[:-KEEP]:
-            shutil.rmtree(old.folder)
+        if is_first():
+            for left_over in checkpoints.glob(".step-*"):  # by a kill in the middle of this
+                shutil.rmtree(left_over)
+        with written(folder), atomic_folder(folder) if is_first() else contextlib.nullcontext(folder) as own:
+            temporary = from_first(own)
+            _write(optimizer_state, temporary / "optimizer")
+            if is_first():
+                save_model(temporary / "model")
+                for file in (temporary / "model").iterdir():
+                    file.rename(temporary / file.name)
+                (temporary / "model").rmdir()
+                record = {"step": step, "optimizer_bytes": _sizes(temporary / "optimizer"), **state}
+                (temporary / "loop.json").write_text(json.dumps(record) + "\n")
+        wait_for_all()
+        if is_first():
+            for old in _all(checkpoints)[:-keep]:
+                shutil.rmtree(old.folder)
         return cls(folder, step)
 
-    def restore(self, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-        """Load weights and optimizer state in place; return the loop's state.
+    def restore(self, model: torch.nn.Module, optimizer_state: dict[str, Tensor]) -> dict[str, Any]:
+        """Load weights and the optimizers' state in place; return the loop's state.
 
         Raises:
             UserError: if a file is missing or damaged; names it and the remedy.
@@ -72,11 +91,13 @@ class Checkpoint:
             state = json.loads((self.folder / "loop.json").read_text())
             if state["step"] != self.step:
                 raise ValueError(f"loop.json is of step {state['step']}")
-            optimizer_states = torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
-            load_model(model, self.folder / "model.safetensors")  # knows that tied weights are stored once
-            for optimizer, optimizer_state in zip(optimizers, optimizer_states, strict=True):
-                optimizer.load_state_dict(optimizer_state)
-        except Exception as error:  # whatever a damaged file makes the readers raise
+            for name, size in state["optimizer_bytes"].items():
+                actual = (self.folder / "optimizer" / name).stat().st_size
+                if actual != size:
+                    raise ValueError(f"optimizer/{name} has {actual} bytes instead of {size}")
+            _read(optimizer_state, self.folder / "optimizer")
+            _read(dict(model.named_parameters()), self.folder)
+        except (Exception, CheckpointException) as error:  # whatever a damaged file makes the readers raise
             raise UserError(
                 f"The checkpoint {self.folder} is damaged ({_reason(error)}); delete that folder to go on from the one "
                 "before."
@@ -89,13 +110,40 @@ def written(path: Path) -> Iterator[None]:
     """Turn what the writers of tensors raise on a full disk, each its own kind, into a UserError that names `path`."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         raise UserError(
             f"{path} can't be written ({_reason(error)}); make room, then go on from the last checkpoint with --resume."
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _write(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write the parts of tensors that this process holds, along with those of all others."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _quiet():
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=not dist.is_initialized())
+
+
+def _read(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill tensors in place from the safetensors files of a folder, however many processes wrote them."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    with _quiet(), torch.no_grad():
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns about its own deprecated calls
+        yield
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        error, _ = next(iter(error.failures.values()))
     return str(error).strip().partition("\n")[0]
 
 

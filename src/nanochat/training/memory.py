@@ -1,7 +1,9 @@
-"""Keeping freed memory in the process while training on a CPU."""
+"""Memory while training: keeping what is freed in the process, and telling when there is no more."""
 
 import contextlib
 import ctypes
+
+import torch
 
 # Parameters of glibc's mallopt, from <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -19,3 +21,8 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 2**26)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or, in PyTorch's own words, on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
