@@ -26,7 +26,7 @@ class Kernels:
     """The functions of `kernels.c`, called by name with tensors, whole numbers and fractions.
 
     Each comes in two types; which one is called goes by `dtype`, bfloat16 or float32. Tensors must be contiguous and on
-    the CPU; `None` is a null pointer. They run on PyTorch's own OpenMP threads, as many as `torch.set_num_threads` says.
+    the CPU; `None` is a null pointer. They run on PyTorch's own OpenMP threads, `torch.get_num_threads()` of them.
     """
 
     def __init__(self, library: Path):

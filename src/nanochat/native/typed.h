@@ -202,7 +202,7 @@ void NAME(causal_softmax_backward)(REAL *restrict scores, REAL *restrict grad, c
 void NAME(relu_squared)(const REAL *restrict x, REAL *restrict squared, int64_t n) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) {
-        float positive = LOAD(x[i]) > 0 ? LOAD(x[i]) : 0;
+        float positive = LOAD(x[i]) < 0 ? 0 : LOAD(x[i]); /* NaN stays */
         squared[i] = STORE(positive * positive);
     }
 }
@@ -210,5 +210,5 @@ void NAME(relu_squared)(const REAL *restrict x, REAL *restrict squared, int64_t 
 /* The gradient of relu(x)^2 becomes that of x, over n numbers. */
 void NAME(relu_squared_backward)(const REAL *restrict x, REAL *restrict grad, int64_t n) {
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) grad[i] = STORE(LOAD(grad[i]) * 2 * (LOAD(x[i]) > 0 ? LOAD(x[i]) : 0));
+    for (int64_t i = 0; i < n; i++) grad[i] = STORE(LOAD(grad[i]) * 2 * (LOAD(x[i]) < 0 ? 0 : LOAD(x[i])));
 }

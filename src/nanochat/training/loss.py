@@ -7,8 +7,10 @@ from torch import Tensor
 
 from nanochat.data.batches import IGNORED, Batch
 from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.native import kernels
 
 CHUNK_TOKENS = 512  # a chunk's logits stay near a CPU's cache, and its products are still large enough to be quick
+MOST_CAP = 40.0  # for the kernel, which sums e^z for |z| <= cap as it is
 
 
 def chunked_loss(hidden_states: Tensor, weight: Tensor, labels: Tensor, cap: float | None) -> Tensor:
@@ -29,37 +31,50 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, labels: Tensor, cap: float | None) -> Tensor:
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        W = weight.to(dtype)  # (V, C)
+        x, W = hidden_states.detach().to(dtype), weight.detach().to(dtype)  # (N, C), (V, C)
         with_gradient = hidden_states.requires_grad or weight.requires_grad
-        total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-        grad_hidden, grad_weight = torch.zeros_like(hidden_states), torch.zeros_like(weight, dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=x.device)
+        grad_hidden = torch.empty_like(x)
+        grad_weight = torch.zeros_like(W, dtype=torch.float32)
+        buffer = torch.empty(min(CHUNK_TOKENS, len(x)), len(W), dtype=dtype, device=x.device)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(labels), CHUNK_TOKENS):
+            for start in range(0, len(x), CHUNK_TOKENS):
                 rows = slice(start, start + CHUNK_TOKENS)
-                x, targets = hidden_states[rows].to(dtype), labels[rows, None]
-                logits = (x @ W.T).float()  # (chunk, V)
-                if cap is not None:
-                    logits = torch.tanh_(logits.div_(cap))
-                    slope = 1 - logits.square()  # of the soft-cap
-                    logits.mul_(cap)
-                log_normalizer = logits.logsumexp(-1, keepdim=True)
-                total += (log_normalizer - logits.gather(1, targets)).sum()
-                if not with_gradient:
-                    continue
-                gradient = logits.sub_(log_normalizer).exp_()  # softmax, then minus one at the target
-                gradient.scatter_add_(1, targets, torch.full_like(log_normalizer, -1.0))
-                if cap is not None:
-                    gradient.mul_(slope)
-                gradient = gradient.to(dtype)
-                grad_hidden[rows] = gradient @ W
-                grad_weight += gradient.T @ x
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+                logits = torch.mm(x[rows], W.T, out=buffer[: len(x[rows])])  # (chunk, V)
+                total += _cross_entropy_(logits, labels[rows], cap)
+                if with_gradient:
+                    torch.mm(logits, W, out=grad_hidden[rows])
+                    grad_weight += logits.T @ x[rows]
+        # Not saved for backward, so that the way back may change them in place: it is gone once.
+        ctx.gradients = grad_hidden.to(hidden_states.dtype), grad_weight.to(weight.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_outputs[0], grad_weight * grad_outputs[0], None, None
+        grad_hidden, grad_weight = ctx.gradients
+        del ctx.gradients
+        return grad_hidden.mul_(grad_outputs[0]), grad_weight.mul_(grad_outputs[0]), None, None
+
+
+def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    """Summed loss of raw logits (N, V), which become its gradient with regard to them; all but them in fp32."""
+    fits = logits.device.type == "cpu" and logits.dtype != torch.float64 and cap is not None and cap <= MOST_CAP
+    run = kernels() if fits else None
+    if run is not None:
+        losses = torch.empty(len(logits))
+        run("softcap_cross_entropy", logits.dtype, logits, targets, losses, *logits.shape, float(cap), 1.0)
+        return losses.sum()
+    z = logits.float()
+    if cap is not None:
+        z = torch.tanh_(z.div_(cap))
+        slope = 1 - z.square()  # of the soft-cap
+        z.mul_(cap)
+    log_normalizer = z.logsumexp(-1, keepdim=True)
+    loss = (log_normalizer - z.gather(1, targets[:, None])).sum()
+    gradient = z.sub_(log_normalizer).exp_()  # softmax, then minus one at the target
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(log_normalizer, -1.0))
+    logits.copy_(gradient.mul_(slope) if cap is not None else gradient)
+    return loss
 
 
 def loss_of(model: NanoChatForCausalLM, batch: Batch) -> Tensor:

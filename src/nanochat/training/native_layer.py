@@ -173,7 +173,7 @@ class _Step:
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, H D) from q (B, H, T, D) and k, v (B, K, T, D)."""
         B, H, T, D = q.shape
-        q, k, v = self._heads(q, H), self._heads(k, H), self._heads(v, H)
+        q, k, v = (_heads(tensor, H) for tensor in (q, k, v))
         o = torch.empty(B, T, H, D, dtype=self.dtype)
         for first in range(0, T, QUERY_BLOCK):
             last = min(T, first + QUERY_BLOCK)
@@ -187,7 +187,7 @@ class _Step:
         B, H, T, D = q.shape
         K = k.shape[1]
         d = grad_o.view(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
-        q, k, v = self._heads(q, H), self._heads(k, H), self._heads(v, H)
+        q, k, v = (_heads(tensor, H) for tensor in (q, k, v))
         grad_q = torch.empty_like(q)
         grad_k = grad_v = torch.zeros(())
         # From the last block to the first, so that the longest one makes room for the others' sums.
@@ -207,12 +207,13 @@ class _Step:
             grad_k, grad_v = (g.view(B, K, H // K, T, D).sum(2) for g in (grad_k, grad_v))
         return grad_q, grad_k, grad_v
 
-    def _heads(self, x: Tensor, H: int) -> Tensor:
-        """(B H, T, D) from (B, H or K, T, D)."""
-        return x.repeat_interleave(H // x.shape[1], dim=1).flatten(0, 1) if x.shape[1] != H else x.flatten(0, 1)
+    def _softmax(self, name: str, first: int, heads: int, *scores: Tensor) -> None:
+        sizes = (scores[0].shape[0], heads, *scores[0].shape[1:], first, self.T, len(self.starts))
+        self.run(name, self.dtype, *scores, self.starts, *sizes, self.scaling)
 
-    def _softmax(self, name: str, first: int, H: int, *scores: Tensor) -> None:
-        groups, R, S = scores[0].shape
-        self.run(
-            name, self.dtype, *scores, self.starts, groups, H, R, S, first, self.T, len(self.starts), self.scaling
-        )  # fmt: skip
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B H, T, D) from (B, H or K, T, D)."""
+    if x.shape[1] != heads:
+        x = x.repeat_interleave(heads // x.shape[1], dim=1)
+    return x.flatten(0, 1)
