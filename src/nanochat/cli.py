@@ -15,9 +15,9 @@ from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
 
 def pretrain(options: Annotated[PretrainOptions, tyro.conf.arg(name="")]) -> None:
     """Pretrain a model from random weights on plain text."""
-    from nanochat.stages.pretrain import pretrain
+    from nanochat.stages.pretrain import pretrain, print_recipe
 
-    pretrain(options)
+    (print_recipe if options.print_recipe else pretrain)(options)
 
 
 def sft(options: Annotated[SftOptions, tyro.conf.arg(name="")]) -> None:

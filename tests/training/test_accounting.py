@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanochat.model.accounting import flops_per_token, parameter_counts
+from nanochat.model.accounting import (
+    activation_bytes_per_token,
+    cost,
+    flops_per_token,
+    parameter_counts,
+    training_seconds,
+    training_state_bytes,
+    utilization,
+)
 from nanochat.model.configuration import NanoChatConfig
 from nanochat.model.modeling import NanoChatForCausalLM
 
@@ -81,3 +89,61 @@ def test_attention_grows_with_the_context_and_nothing_else_does():
     shape = config()
     per_position = 6 * shape.num_hidden_layers * shape.hidden_size
     assert flops_per_token(shape, 64) - flops_per_token(shape, 32) == 32 * per_position
+
+
+# ------------------------------------------------------------------------------------------------- memory, time, cost
+
+
+def saved_bytes(shape, rows, attention, half):
+    """Bytes that autograd keeps after a forward pass, weights and their bf16 copies apart."""
+    model = NanoChatForCausalLM(shape)
+    model.set_attn_implementation(attention)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes, kept = {}, []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)  # alive, so that no address is used twice
+        return tensor
+
+    ids = torch.zeros(rows, shape.max_position_embeddings, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        model.model(input_ids=ids, use_cache=False)
+    copies = 2 * parameter_counts(shape)["matrices"] if half else 0
+    return sum(sizes.values()) - copies
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(("heads", "context"), [(2, 32), (2, 256), (4, 128)])
+def test_activations_take_no_more_than_estimated_and_not_much_less(attention, half, heads, context):
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": heads, "num_key_value_heads": heads}
+    shape = config(**sizes, max_position_embeddings=context)
+    counted = saved_bytes(shape, 2, attention, half) / (2 * context)
+    estimate = activation_bytes_per_token(shape, context, half, keeps_attention=attention == "eager")
+    assert counted <= estimate < 3 * counted
+
+
+def test_the_state_is_weights_gradients_moments_and_copies():
+    shape = config()
+    counts = parameter_counts(shape)
+    adamw, muon = counts["embedding"] + counts["head"], counts["matrices"]
+    assert training_state_bytes(shape) == (4 + 4 + 2) * counts["total"] + 8 * adamw + 8 * muon
+
+
+def test_utilization_time_and_cost():
+    assert utilization(flops=5e12, seconds=10, peak_flops=1e12) == 0.5
+    assert training_seconds(flops=5e12, peak_flops=1e12, utilization=0.5) == 10
+    assert cost(seconds=5400, price_per_hour=24.0) == 36.0
+
+
+def test_the_original_speedrun_costs_what_it_did():
+    """Depth 20 on 20 tokens per parameter by 8 H100 took 3 h 51 min and $92, of which pretraining is the most."""
+    flops = flops_per_token(original(20), 2048) * 20 * 560_988_160
+    hours = training_seconds(flops, 8 * 989e12, 0.5) / 3600
+    assert 2 < hours < 3.85 and 48 < cost(hours * 3600, 24.0) < 92

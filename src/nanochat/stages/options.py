@@ -44,6 +44,9 @@ class PretrainOptions:
         weight_decay: of the block matrices.
         dtype: bfloat16 or float32.
         seed: of the initial weights and the order of the data.
+        track: send the metrics to `trackio` or `wandb` too, if that is installed.
+        print_recipe: only show what would be trained, on what machine, in what time and at what cost.
+        price_per_hour: of this machine in dollars, for the cost that --print-recipe shows.
         resume: go on with RUN where it was stopped; all other options are those it was started with.
     """
 
@@ -61,6 +64,9 @@ class PretrainOptions:
     weight_decay: float | None = None
     dtype: str | None = None
     seed: int = 0
+    track: str | None = None
+    print_recipe: bool = False
+    price_per_hour: float | None = None
     resume: bool = False
 
 
@@ -79,6 +85,7 @@ class SftOptions:
         lr_fraction: learning rates as a fraction of the pretraining rates for this model.
         dtype: bfloat16 or float32.
         seed: of the order of the data.
+        track: send the metrics to `trackio` or `wandb` too, if that is installed.
         resume: go on with RUN where it was stopped; all other options are those it was started with.
     """
 
@@ -92,6 +99,7 @@ class SftOptions:
     lr_fraction: float = 0.5
     dtype: str | None = None
     seed: int = 0
+    track: str | None = None
     resume: bool = False
 
 
@@ -112,6 +120,7 @@ class SpeedrunOptions:
         chat_tokens: how many tokens of conversations to take from an endless source such as the Primer.
         chat_epochs: how often to go through the conversations.
         seed: of everything.
+        track: send the metrics to `trackio` or `wandb` too, if that is installed.
     """
 
     data: str = "primer"
@@ -124,3 +133,4 @@ class SpeedrunOptions:
     chat_tokens: int | None = None
     chat_epochs: int = 1
     seed: int = 0
+    track: str | None = None

@@ -21,6 +21,7 @@ from nanochat.data.batches import IGNORED, Batch, PackedBatches, StreamBatches
 from nanochat.data.store import Document, TokenStore, tokenizer_fingerprint
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.stages.samples import Samples, one_line
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.checkpoint import written
 from nanochat.training.loop import TrainingLoop
@@ -29,6 +30,7 @@ from nanochat.training.memory import keep_freed_memory
 from nanochat.training.meter import Meter
 from nanochat.training.recipe import Recipe
 from nanochat.training.recipe_card import machine_line
+from nanochat.training.tracking import tracked
 
 VALIDATION_TOKENS = 2**15
 
@@ -182,14 +184,28 @@ def train_stage(
     train: StreamBatches | PackedBatches,
     validation: StreamBatches | PackedBatches,
     resume: bool,
+    track: str | None = None,
 ) -> None:
-    """Train, with checkpoints and validation in bits per byte, and write the finished model to the stage's folder."""
+    """Train, with checkpoints and validation in bits per byte, and write the finished model to the stage's folder.
+
+    `track` is a tracker that gets the metrics too, as named by `new_track`.
+    """
     keep_freed_memory()
     machine = this_machine()
     model.to(machine.device)  # type: ignore[arg-type]
     count = max(1, VALIDATION_TOKENS // recipe.batch_tokens)
     validation_batches = list(validation.validation_batches(count))
     token_bytes = tokenizer.token_bytes()
+    samples = Samples(tokenizer, validation.store, recipe.seq_len)
+
+    def validate() -> dict[str, Any]:
+        values: dict[str, Any] = {"val_bpb": bits_per_byte(model, validation_batches, token_bytes)}
+        if samples.affordable or loop.step == recipe.steps:
+            values["samples"] = samples.take(model)
+            for sample in values["samples"]:
+                console.print(f"  step {loop.step}: {one_line(sample)}")
+        return values
+
     loop = TrainingLoop(
         model,
         train,
@@ -198,7 +214,7 @@ def train_stage(
         checkpoints=run.stage(stage) / "checkpoints",
         metrics=run.metrics,
         save_model=lambda folder: save_model(model, tokenizer, folder),
-        validate=lambda: {"val_bpb": bits_per_byte(model, validation_batches, token_bytes)},
+        validate=validate,
         meter=Meter(
             recipe,
             model.config,
@@ -211,7 +227,8 @@ def train_stage(
     console.print(recipe.summary(model.config))
     console.print(machine_line(recipe, model.config, machine))
     try:
-        loop.run()
+        with tracked(track, run.folder.resolve().name, stage, recipe) as loop.track:
+            loop.run()
     except Interrupted as stop:
         verb = {"base": "pretrain", "chat": "sft"}[stage]
         console.print(

@@ -17,6 +17,7 @@ from nanochat.stages.options import SftOptions, check_resume
 from nanochat.stages.run import VALIDATION_TOKENS, Run, console, train_stage
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.recipe import Recipe
+from nanochat.training.tracking import new_track
 
 ENDLESS_TOKENS = 1_000_000  # taken from an endless source unless said otherwise
 
@@ -57,6 +58,7 @@ def _sft(run: Run, options: SftOptions) -> Path:
         options = dataclasses.replace(options, **origin)
     else:
         run.check_new("chat")
+        options = dataclasses.replace(options, track=new_track(options.track))
     base = options.model or run.stage("base")
     if options.model is None and not run.is_complete("base"):
         raise UserError(
@@ -72,11 +74,11 @@ def _sft(run: Run, options: SftOptions) -> Path:
     validation = _store(run, options, "val", tokenizer, seq_len)
     if not options.resume:
         recipe = _recipe(options, model.config, train)
-        origin = {name: getattr(options, name) for name in ("data", "model", "tokens", "epochs")}
+        origin = {name: getattr(options, name) for name in ("data", "model", "tokens", "epochs", "track")}
         run.save_recipe("chat", recipe, **origin)
     batches = PackedBatches(train, recipe.batch_size, seq_len, recipe.seed)
     validation_batches = PackedBatches(validation, recipe.batch_size, seq_len, recipe.seed)
-    train_stage(run, "chat", model, tokenizer, recipe, batches, validation_batches, options.resume)
+    train_stage(run, "chat", model, tokenizer, recipe, batches, validation_batches, options.resume, options.track)
     return run.stage("chat")
 
 

@@ -26,6 +26,7 @@ from nanochat.stages.pretrain import pretrain
 from nanochat.stages.run import Run, console
 from nanochat.stages.sft import check_options, sft
 from nanochat.training.run_log import read_metrics
+from nanochat.training.tracking import new_track
 
 # What the Primer needs at depth 4 to be learnt on two CPU cores in minutes; for other data the recipe decides.
 PRIMER_DEFAULTS = {"vocab_size": 2048, "seq_len": 256, "tokens": 2_000_000, "chat_tokens": 1_200_000}
@@ -53,15 +54,17 @@ def _speedrun(run: Run, options: SpeedrunOptions) -> None:
         options = dataclasses.replace(options, **chosen)
     begun = time.monotonic()
     shared = {name: getattr(options, name) for name in ("depth", "vocab_size", "seq_len", "tokens", "seed")}
-    pretraining = PretrainOptions(data=options.data, run=options.run, **shared)
+    pretraining = PretrainOptions(data=options.data, run=options.run, track=options.track, **shared)
     tuning = SftOptions(
         data=options.chat,
         run=options.run,
         tokens=options.chat_tokens,
         epochs=options.chat_epochs,
         seed=options.seed,
+        track=options.track,
     )
     check_options(tuning)
+    new_track(options.track)  # refuses a wrong one now
     if not run.is_complete("base"):
         next(read_conversations(options.chat, "val"))  # a mistake in its name or form is told now, not hours later
         pretrain(PretrainOptions(run=options.run, resume=True) if run.is_begun("base") else pretraining)

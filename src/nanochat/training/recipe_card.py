@@ -48,7 +48,7 @@ def recipe_card(recipe: Recipe, config: NanoChatConfig, machine: Machine, price_
         f"{min(recipe.micro_batch_tokens, recipe.batch_tokens):,} tokens",
         "rates": f"Muon {recipe.matrix_lr:g} for the blocks, AdamW {recipe.embedding_lr:.3g} for the embedding and "
         f"{recipe.head_lr:.3g} for the head, weight decay {recipe.weight_decay:g}",
-        "schedule": f"{recipe.warmup_steps} steps of warm-up, constant, the last {100 * recipe.decay_fraction:g} % down "
+        "schedule": f"{recipe.warmup_steps} steps of warm-up, constant, the last {100 * recipe.decay_fraction:g} % "
         f"to {100 * recipe.final_lr_fraction:g} %; seed {recipe.seed}",
         "work": f"{flops:.2e} FLOPs, {si(flops_per_token(config, recipe.seq_len))}FLOPs per token",
         "machine": machine.describe(recipe.dtype),
