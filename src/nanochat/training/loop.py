@@ -118,7 +118,7 @@ class TrainingLoop:
         seconds_before, origin = self.seconds, self._origin()
         every = math.ceil(recipe.steps / VALIDATIONS)
         late = 1 if self.model.device.type == "cuda" else 0  # a GPU's numbers are read while it does the next step
-        unread: list[tuple[int, Numbers]] = []
+        unread: list[Numbers] = []
         self.model.train()
         with (
             self._log() as log,
@@ -143,9 +143,10 @@ class TrainingLoop:
                 if validate:
                     done[-1].values |= self._validated()
                     self.meter.restart()
-                for outcome in done if log else ():
-                    log.record(outcome.step, **outcome.values)
-                    log.show(outcome.step + 1, self.meter.text(outcome.values))
+                if log:
+                    for outcome in done:
+                        log.record(outcome.step, **outcome.values)
+                        log.show(outcome.step + 1, self.meter.text(outcome.values))
                 if stop:
                     self._save(origin)
                     raise Interrupted(self.step)
