@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.common import UserError
-from nanochat.data.sources import is_endless, read_conversations, read_documents
+from nanochat.data.sources import open_documents, read_conversations, read_documents
 
 REAL = Path("/work/shared/data")
 real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real data of {REAL} is not here")
@@ -103,6 +103,23 @@ def test_what_a_user_may_get_wrong(tmp_path, monkeypatch):
         read_conversations("a.txt", "train")
 
 
+class HubStream:
+    """A streamed data set, which can tell where it stands."""
+
+    def __init__(self, rows):
+        self.rows, self.at = rows, 0
+
+    def __iter__(self):
+        for self.at in range(self.at + 1, len(self.rows) + 1):  # noqa: B020
+            yield self.rows[self.at - 1]
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Stands in for the `datasets` library: `hub(rows)` is what it then streams, or raises."""
@@ -112,7 +129,7 @@ def hub(monkeypatch):
             assert (name, split, streaming) == ("owner/name", "train", True)
             if isinstance(rows, Exception):
                 raise rows
-            return iter(rows)
+            return HubStream(rows)
 
         monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
 
@@ -155,7 +172,8 @@ def primer(monkeypatch):
 
 def test_the_primer_is_endless_and_mixes(primer, tmp_path):
     a = jsonl(tmp_path / "a.jsonl", [{"text": f"a{i}"} for i in range(10)])
-    assert is_endless("primer") and is_endless(f"{a}, primer") and not is_endless(a)
+    endless = [open_documents(name, "train").endless for name in ("primer", f"{a}, primer", a, f"{a}=2, primer")]
+    assert endless == [True, True, False, False]
     assert next(read_documents("primer", "val", seed=7)) == "primer val 7 0"
     assert next(read_conversations("primer", "train"))[0]["content"] == "primer 0"
     mixed = list(itertools.islice(read_documents(f"{a},primer", "train"), 40))

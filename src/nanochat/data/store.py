@@ -4,39 +4,21 @@ A folder with `tokens.bin` (uint16 where the vocabulary fits, else uint32), `mas
 1 = learnt from), `offsets.bin` (int64: where each document starts, and the end) and `meta.json`.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.common import UserError, atomic_folder
-
-FORMAT = 1
+from nanochat.common import UserError
+from nanochat.data.writer import FORMAT, StoreMeta, StoreWriter
 
 IntArray = Sequence[int] | NDArray[Any]
 # Token ids; 1 for each token to learn from, or None: all of them.
 Document = tuple[IntArray, IntArray | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreMeta:
-    """What `meta.json` says about a store."""
-
-    format: int
-    dtype: str
-    vocab_size: int
-    documents: int
-    tokens: int
-    trained_tokens: int  # the targets of one epoch
-    text_bytes: int  # UTF-8 bytes the tokens stand for, control tokens counting nothing; 0 if not known
-    has_mask: bool
-    fingerprint: str
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -100,9 +82,10 @@ class TokenStore:
         max_tokens: int | None = None,
         token_bytes: NDArray[np.int32] | None = None,
         fingerprint: str = "",
-        progress: Callable[[int], None] | None = None,
     ) -> "TokenStore":
         """Write `documents` to `folder`, replacing a store there, and open it. Memory use does not grow with them.
+
+        For a corpus that is tokenized already; `tokenize` does both, in parallel and resumable.
 
         Args:
             documents: token ids with a mask each, or with None each.
@@ -110,60 +93,18 @@ class TokenStore:
                 may go beyond.
             token_bytes: (V,) int32, the bytes each id stands for, to count the bytes of text.
             fingerprint: of the tokenizer, kept in `meta.json`.
-            progress: called after each document with the number of tokens so far.
 
         Raises:
             UserError: there are no documents.
         """
-        dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        count = total = trained = text_bytes = 0
-        has_mask = False
-        with atomic_folder(folder) as temporary:
-            with contextlib.ExitStack() as stack:
-                tokens_file, mask_file, offsets_file = (
-                    stack.enter_context(open(temporary / name, "wb", buffering=2**20))
-                    for name in ("tokens.bin", "mask.bin", "offsets.bin")
-                )
-                offsets_file.write(np.int64(0).tobytes())
+        with StoreWriter(folder, vocab_size, max_tokens=max_tokens, token_bytes=token_bytes) as writer:
+            try:
                 for ids, mask in documents:
-                    tokens, flags = _checked(ids, mask, vocab_size, count)
-                    if count and has_mask != (flags is not None):
-                        raise ValueError("either every document has a mask, or none has")
-                    has_mask = flags is not None
-                    if flags is not None:
-                        mask_file.write(flags.tobytes())
-                        trained += int(flags[1:].sum())
-                    elif max_tokens is not None:
-                        tokens = tokens[: max_tokens - total]
-                    tokens_file.write(tokens.astype(dtype).tobytes())
-                    count, total = count + 1, total + len(tokens)
-                    offsets_file.write(np.int64(total).tobytes())
-                    if token_bytes is not None:
-                        text_bytes += int(token_bytes[tokens].sum())
-                    if progress is not None:
-                        progress(total)
-                    if max_tokens is not None and total >= max_tokens:
+                    flags = None if mask is None else np.asarray(mask, np.uint8)
+                    if not writer.add([np.asarray(ids, np.int64)], None if flags is None else [flags]):
                         break
-            if not count:
-                raise UserError(f"Nothing to write to {folder}: the source gave no documents.")
-            if not has_mask:
-                (temporary / "mask.bin").unlink()
-                trained = total
-            meta = StoreMeta(FORMAT, dtype.name, vocab_size, count, total, trained, text_bytes, has_mask, fingerprint)
-            (temporary / "meta.json").write_text(json.dumps(dataclasses.asdict(meta), indent=2))
+                writer.finish(fingerprint)
+            except BaseException:
+                writer.discard()
+                raise
         return cls.open(folder)
-
-
-def _checked(
-    ids: IntArray, mask: IntArray | None, vocab_size: int, number: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint8] | None]:
-    tokens = np.asarray(ids, np.int64)
-    if not tokens.size or tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise ValueError(f"document {number}: empty, or with ids outside 0..{vocab_size - 1}")
-    if mask is None:
-        return tokens, None
-    flags = np.asarray(mask, np.uint8)
-    # The first token is never predicted; and a row without any target would make the loss 0/0.
-    if len(flags) != len(tokens) or not flags[1:].any():
-        raise ValueError(f"document {number}: its mask has another length, or nothing to learn from")
-    return tokens, flags

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from nanochat.common import UserError
 from nanochat.data.batches import StreamBatches
-from nanochat.data.sources import Split, is_endless, read_documents
+from nanochat.data.sources import Split, open_documents
 from nanochat.data.store import TokenStore
-from nanochat.data.tokenization import tokenize_documents
+from nanochat.data.tokenization import DocumentEncoder
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.stages.options import PretrainOptions, check_resume
 from nanochat.stages.run import VALIDATION_TOKENS, Run, console, train_stage
@@ -103,6 +103,7 @@ def default_vocab_size(depth: int) -> int:
 def _store(
     run: Run, data: str, split: Split, tokenizer: NanoChatTokenizer, most_tokens: int, reuse: bool
 ) -> TokenStore:
-    limit = most_tokens if split == "val" or is_endless(data) else None  # all of a corpus, to draw from the whole
-    documents = tokenize_documents(read_documents(data, split), tokenizer)
-    return run.open_or_write_store("base", split, documents, tokenizer, limit, reuse)
+    corpus = open_documents(data, split)
+    # Of a corpus more than is trained on, to draw rows from: files may be sorted. But not hundreds of gigabytes.
+    draw_from = 1 if split == "val" or corpus.weights or None in corpus.sizes else 4
+    return run.open_or_write_store("base", corpus, DocumentEncoder(tokenizer), draw_from * most_tokens, reuse)

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from rich.console import Console
 from nanochat.checkpoints.folder import save_model
 from nanochat.common import Interrupted, UserError, atomic_file
 from nanochat.data.batches import IGNORED, Batch, PackedBatches, StreamBatches
-from nanochat.data.store import Document, TokenStore, tokenizer_fingerprint
+from nanochat.data.sources import Corpus
+from nanochat.data.store import TokenStore, tokenizer_fingerprint
+from nanochat.data.tokenization import ConversationEncoder, DocumentEncoder, tokenize
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.stages.samples import Samples, one_line
+from nanochat.stages.tokenizing import TokenizingBar
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.checkpoint import written
 from nanochat.training.loop import TrainingLoop
@@ -93,34 +96,33 @@ class Run:
     def open_or_write_store(
         self,
         stage: str,
-        split: str,
-        documents: Iterable[Document],
-        tokenizer: NanoChatTokenizer,
+        corpus: Corpus[Any],
+        encoder: DocumentEncoder | ConversationEncoder,
         max_tokens: int | None,
         reuse: bool,
     ) -> TokenStore:
-        """Tokenize `documents` into the stage's store; or open the store there is, if `reuse`.
+        """Tokenize `corpus` into the stage's store, or go on with that; or open whatever store there is, if `reuse`.
 
         Raises:
             UserError: if that one was made with another tokenizer.
         """
-        folder = self.store(stage, split)
+        folder = self.store(stage, corpus.split)
         if reuse and folder.exists():
             store = TokenStore.open(folder)
-            if store.meta.fingerprint != tokenizer_fingerprint(tokenizer):
+            if store.meta.fingerprint != tokenizer_fingerprint(encoder.tokenizer):
                 raise UserError(f"{folder} was made with another tokenizer than the model's; choose another --run.")
             return store
-        with console.status(f"{stage} {split} data: tokenizing") as status:
-            store = TokenStore.write(
+        title = f"{stage} {corpus.split} data"
+        with TokenizingBar(title, console) as bar:
+            store = tokenize(
                 folder,
-                documents,
-                len(tokenizer),
+                corpus,
+                encoder,
                 max_tokens=max_tokens,
-                token_bytes=tokenizer.token_bytes(),
-                fingerprint=tokenizer_fingerprint(tokenizer),
-                progress=lambda tokens: status.update(f"{stage} {split} data: {tokens:,} tokens"),
+                report=lambda line: console.print(f"{title}: {line}"),
+                progress=bar.show,
             )
-        console.print(f"{stage} {split} data: {store.meta.tokens:,} tokens in {len(store):,} documents")
+        console.print(f"{title}: {store.meta.tokens:,} tokens in {len(store):,} documents")
         return store
 
     def is_complete(self, stage: str) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 from nanochat.checkpoints.folder import load_model
 from nanochat.common import UserError
 from nanochat.data.batches import PackedBatches
-from nanochat.data.sources import Split, is_endless, read_conversations
+from nanochat.data.sources import Split, open_conversations
 from nanochat.data.store import TokenStore
-from nanochat.data.tokenization import tokenize_conversations
+from nanochat.data.tokenization import ConversationEncoder
 from nanochat.model.configuration import NanoChatConfig
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.stages.options import SftOptions, check_resume
-from nanochat.stages.run import VALIDATION_TOKENS, Run, console, train_stage
+from nanochat.stages.run import VALIDATION_TOKENS, Run, train_stage
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.recipe import Recipe
 from nanochat.training.tracking import new_track
@@ -109,9 +109,9 @@ def _recipe(options: SftOptions, config: NanoChatConfig, train: TokenStore) -> R
 
 
 def _store(run: Run, options: SftOptions, split: Split, tokenizer: NanoChatTokenizer, seq_len: int) -> TokenStore:
+    corpus = open_conversations(options.data, split)
     limit = VALIDATION_TOKENS if split == "val" else None
-    if limit is None and is_endless(options.data):
+    if limit is None and corpus.endless:
         limit = options.tokens or ENDLESS_TOKENS
-    conversations = read_conversations(options.data, split)
-    documents = tokenize_conversations(conversations, tokenizer, seq_len + 1, report=console.print)
-    return run.open_or_write_store("chat", split, documents, tokenizer, limit, options.resume)
+    encoder = ConversationEncoder(tokenizer, seq_len + 1)
+    return run.open_or_write_store("chat", corpus, encoder, limit, options.resume)
