@@ -16,7 +16,6 @@ from training_setup import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from nanochat import NanoChatForCausalLM
-from nanochat.data.tokenization import tokenize_conversations
 from nanochat.tokenizer import NanoChatTokenizer
 
 Row = dict[str, torch.Tensor]
@@ -37,24 +36,9 @@ def tokenizer() -> NanoChatTokenizer:
 @pytest.fixture(scope="module")
 def rows(tokenizer: NanoChatTokenizer) -> list[Row]:
     """The conversations as token ids, with labels of -100 wherever the assistant does not speak."""
-    encoded = [
-        (torch.tensor(ids), torch.tensor(mask)) for ids, mask in tokenize_conversations(CONVERSATIONS, tokenizer, 64)
-    ]
-    return [{"input_ids": ids, "labels": torch.where(mask == 1, ids, -100)} for ids, mask in encoded]
-
-
-def new_model() -> NanoChatForCausalLM:
-    return tiny_model(max_position_embeddings=64)
-
-
-def collate(rows: list[Row]) -> Row:
-    """Padded on the right with what is masked out of attention and loss."""
-    rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
-    padding = {"input_ids": 0, "labels": -100, "attention_mask": 0}
-    return {
-        name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
-        for name, value in padding.items()
-    }
+    encoded = tokenizer.apply_chat_template(CONVERSATIONS, return_assistant_tokens_mask=True)
+    pairs = [map(torch.tensor, pair) for pair in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)]
+    return [{"input_ids": ids, "labels": torch.where(mask == 1, ids, -100)} for ids, mask in pairs]
 
 
 @pytest.fixture(scope="module")
