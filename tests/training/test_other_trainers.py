@@ -41,6 +41,20 @@ def rows(tokenizer: NanoChatTokenizer) -> list[Row]:
     return [{"input_ids": ids, "labels": torch.where(mask == 1, ids, -100)} for ids, mask in pairs]
 
 
+def new_model() -> NanoChatForCausalLM:
+    return tiny_model(max_position_embeddings=64)
+
+
+def collate(rows: list[Row]) -> Row:
+    """Padded on the right with what is masked out of attention and loss."""
+    rows = [{**row, "attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
+    padding = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+    return {
+        name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+        for name, value in padding.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def curve(rows: list[Row]) -> list[float]:
     """Nats per trained token, step by step, of a plain loop over all rows at once; it falls."""
