@@ -11,14 +11,20 @@ from nanochat.common import UserError
 DEFAULT_RUN = Path("runs/nanochat")
 
 
-def check_resume(options: "PretrainOptions | SftOptions") -> None:
-    """Refuse options beside `resume` that would have no effect.
+# What may be another in each session of a run: it changes nothing of what is computed, but for rounding.
+OF_A_SESSION = ("run", "micro_batch_tokens", "keep_checkpoints", "resume")
+
+
+def check_session(options: "PretrainOptions | SftOptions") -> None:
+    """Refuse options beside `resume` that would have no effect, and impossible ones of those that have.
 
     Raises:
         UserError: naming them.
     """
+    if options.keep_checkpoints < 1:
+        raise UserError(f"keep_checkpoints must be at least 1, got {options.keep_checkpoints}.")
     if options.resume:
-        fields = [field for field in dataclasses.fields(options) if field.name not in ("run", "resume")]
+        fields = [field for field in dataclasses.fields(options) if field.name not in OF_A_SESSION]
         ignored = [field.name for field in fields if getattr(options, field.name) != field.default]
         if ignored:
             flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
@@ -47,7 +53,9 @@ class PretrainOptions:
         track: send the metrics to `trackio` or `wandb` too, if that is installed.
         print_recipe: only show what would be trained, on what machine, in what time and at what cost.
         price_per_hour: of this machine in dollars, for the cost that --print-recipe shows.
-        resume: go on with RUN where it was stopped; all other options are those it was started with.
+        keep_checkpoints: how many checkpoints to keep while training, the newest; each is a model folder.
+        resume: go on with RUN where it was stopped, with the options it was started with; only --micro-batch-tokens
+            and --keep-checkpoints may be others.
     """
 
     data: str = "primer"
@@ -67,6 +75,7 @@ class PretrainOptions:
     track: str | None = None
     print_recipe: bool = False
     price_per_hour: float | None = None
+    keep_checkpoints: int = 2
     resume: bool = False
 
 
@@ -86,7 +95,9 @@ class SftOptions:
         dtype: bfloat16 or float32.
         seed: of the order of the data.
         track: send the metrics to `trackio` or `wandb` too, if that is installed.
-        resume: go on with RUN where it was stopped; all other options are those it was started with.
+        keep_checkpoints: how many checkpoints to keep while training, the newest; each is a model folder.
+        resume: go on with RUN where it was stopped, with the options it was started with; only --micro-batch-tokens
+            and --keep-checkpoints may be others.
     """
 
     data: str = "primer"
@@ -100,6 +111,7 @@ class SftOptions:
     dtype: str | None = None
     seed: int = 0
     track: str | None = None
+    keep_checkpoints: int = 2
     resume: bool = False
 
 

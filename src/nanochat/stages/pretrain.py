@@ -9,10 +9,11 @@ from nanochat.data.sources import Split, open_documents
 from nanochat.data.store import TokenStore
 from nanochat.data.tokenization import DocumentEncoder
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.stages.options import PretrainOptions, check_resume
+from nanochat.stages.options import PretrainOptions, check_session
 from nanochat.stages.run import VALIDATION_TOKENS, Run, console, train_stage
 from nanochat.stages.tokenizer import load, tokenizer_of
 from nanochat.tokenizer import NanoChatTokenizer
+from nanochat.training.distributed import check_batch
 from nanochat.training.initialization import initialize_for_training
 from nanochat.training.machine import this_machine
 from nanochat.training.recipe import Recipe
@@ -32,12 +33,12 @@ def pretrain(options: PretrainOptions) -> Path:
         UserError: for impossible options or data, before anything is trained.
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
-    check_resume(options)
+    check_session(options)
     if options.price_per_hour is not None:
         raise UserError("--price-per-hour is for the cost that --print-recipe shows; give both, or neither.")
     run = Run(options.run)
     with run.locked():
-        return _pretrain(run, options)
+        return _pretrain(run, run.options_here("base", options))
 
 
 def print_recipe(options: PretrainOptions) -> None:
@@ -48,7 +49,7 @@ def print_recipe(options: PretrainOptions) -> None:
     Raises:
         UserError: for impossible options.
     """
-    check_resume(options)
+    check_session(options)
     price = options.price_per_hour
     if price is not None and not 0 <= price < math.inf:
         raise UserError(f"price_per_hour must be a number of dollars, at least 0, got {price}.")
@@ -61,6 +62,7 @@ def print_recipe(options: PretrainOptions) -> None:
 def _pretrain(run: Run, options: PretrainOptions) -> Path:
     if options.resume:
         recipe, origin = run.load_recipe("base")
+        recipe = recipe.with_micro_batch(options.micro_batch_tokens)
         data, track = origin["data"], origin.get("track")
         if run.is_complete("base"):
             raise UserError(f"{run.stage('base')} is complete; there is nothing to resume.")
@@ -69,7 +71,7 @@ def _pretrain(run: Run, options: PretrainOptions) -> Path:
         run.check_new("base")
         data, track = options.data, new_track(options.track)
         vocab_size = _vocab_size(options)
-        _recipe(options, vocab_size)  # refuses the impossible before anything is made
+        check_batch(_recipe(options, vocab_size).batch_size)  # refuse the impossible before anything is made
         tokenizer = tokenizer_of(run, data, vocab_size)
         recipe = _recipe(options, len(tokenizer))
 
@@ -82,7 +84,8 @@ def _pretrain(run: Run, options: PretrainOptions) -> Path:
 
     model = NanoChatForCausalLM(recipe.config())
     initialize_for_training(model, recipe.seed)
-    train_stage(run, "base", model, tokenizer, recipe, batches, validation_batches, options.resume, track)
+    session = (options.resume, track, options.keep_checkpoints)
+    train_stage(run, "base", model, tokenizer, recipe, batches, validation_batches, *session)
     return run.stage("base")
 
 

@@ -6,9 +6,9 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,10 +23,22 @@ from nanochat.data.store import TokenStore, tokenizer_fingerprint
 from nanochat.data.tokenization import ConversationEncoder, DocumentEncoder, tokenize
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.stages.options import PretrainOptions, SftOptions
 from nanochat.stages.samples import Samples, one_line
 from nanochat.stages.tokenizing import TokenizingBar
 from nanochat.tokenizer import NanoChatTokenizer
-from nanochat.training.checkpoint import written
+from nanochat.training.checkpoint import KEEP, written
+from nanochat.training.distributed import (
+    announce,
+    from_first,
+    is_first,
+    joined,
+    put_back_together,
+    wait_for,
+    wait_for_all,
+    was_restarted,
+    world_size,
+)
 from nanochat.training.loop import TrainingLoop
 from nanochat.training.machine import this_machine
 from nanochat.training.memory import keep_freed_memory
@@ -36,6 +48,8 @@ from nanochat.training.recipe_card import machine_line
 from nanochat.training.tracking import tracked
 
 VALIDATION_TOKENS = 2**15
+
+Options = TypeVar("Options", bound=PretrainOptions | SftOptions)
 
 # Paths and texts are printed as they are, whatever is in them.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -67,9 +81,18 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training in this folder; a kill ends that too.
 
+        Those that `torchrun` started together train in it together: the first one locks it, and it alone prints.
+
         Raises:
             UserError: if another process does so already, or if this is no folder.
         """
+        with joined():
+            console.quiet = not is_first()
+            with self._locked_by_this_process() if is_first() else contextlib.nullcontext():
+                yield
+
+    @contextlib.contextmanager
+    def _locked_by_this_process(self) -> Iterator[None]:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file; --run names a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +107,18 @@ class Run:
             yield
         finally:
             lock.release()
+
+    def options_here(self, stage: str, options: Options) -> Options:
+        """The options for this process, where several train a stage together.
+
+        The first one does as it was told. The others wait until it has tokenizer, data and recipe ready, and then open
+        what is there, as a resumed run does; so does a process that `torchrun` has started again after a failure.
+        """
+        if not is_first():
+            wait_for(f"{stage} is ready")
+        elif not (was_restarted() and self.is_begun(stage)):
+            return options
+        return dataclasses.replace(options, resume=True)
 
     def stage(self, stage: str) -> Path:
         """The stage's model folder."""
@@ -187,14 +222,17 @@ def train_stage(
     validation: StreamBatches | PackedBatches,
     resume: bool,
     track: str | None = None,
+    keep: int = KEEP,
 ) -> None:
     """Train, with checkpoints and validation in bits per byte, and write the finished model to the stage's folder.
 
-    `track` is a tracker that gets the metrics too, as named by `new_track`.
+    `track` is a tracker that gets the metrics too, as named by `new_track`; `keep` is how many checkpoints stay.
     """
+    announce(f"{stage} is ready")
     keep_freed_memory()
     machine = this_machine()
-    model.to(machine.device)  # type: ignore[arg-type]
+    if world_size() == 1:  # else each process takes its part of the weights only
+        model.to(machine.device)  # type: ignore[arg-type]
     count = max(1, VALIDATION_TOKENS // recipe.batch_tokens)
     validation_batches = list(validation.validation_batches(count))
     token_bytes = tokenizer.token_bytes()
@@ -202,11 +240,16 @@ def train_stage(
 
     def validate() -> dict[str, Any]:
         values: dict[str, Any] = {"val_bpb": bits_per_byte(model, validation_batches, token_bytes)}
-        if samples.affordable or loop.step == recipe.steps:
+        if from_first(samples.affordable) or loop.step == recipe.steps:
             values["samples"] = samples.take(model)
             for sample in values["samples"]:
                 console.print(f"  step {loop.step}: {one_line(sample)}")
         return values
+
+    def save(folder: Path) -> None:
+        whole = put_back_together(model)
+        if whole is not None:
+            save_model(whole, tokenizer, folder)
 
     loop = TrainingLoop(
         model,
@@ -215,21 +258,22 @@ def train_stage(
         stage=stage,
         checkpoints=run.stage(stage) / "checkpoints",
         metrics=run.metrics,
-        save_model=lambda folder: save_model(model, tokenizer, folder),
+        save_model=save,
         validate=validate,
         meter=Meter(
             recipe,
             model.config,
-            peak_flops=machine.peak(recipe.dtype).flops,
+            peak_flops=world_size() * machine.peak(recipe.dtype).flops,
             bytes_per_token=_bytes_per_trained_token(validation_batches, token_bytes),
         ),
+        keep=keep,
     )
     if resume and loop.resume():
         console.print(f"{stage}: going on after step {loop.step}")
     console.print(recipe.summary(model.config))
     console.print(machine_line(recipe, model.config, machine))
     try:
-        with tracked(track, run.folder.resolve().name, stage, recipe) as loop.track:
+        with tracked(track if is_first() else None, run.folder.resolve().name, stage, recipe) as loop.track:
             loop.run()
     except Interrupted as stop:
         verb = {"base": "pretrain", "chat": "sft"}[stage]
@@ -238,7 +282,7 @@ def train_stage(
             f"nanochat {verb} --run {shlex.quote(str(run.folder))} --resume"
         )
         raise
-    _finish(run.stage(stage), model, tokenizer)
+    _finish(run.stage(stage), save)
     console.print(f"{stage} model: {run.stage(stage)}")
 
 
@@ -247,14 +291,16 @@ def _bytes_per_trained_token(batches: list[Batch], token_bytes: NDArray[Any]) ->
     return float(token_bytes[labels.numpy()].mean())
 
 
-def _finish(folder: Path, model: NanoChatForCausalLM, tokenizer: NanoChatTokenizer) -> None:
+def _finish(folder: Path, save: Callable[[Path], None]) -> None:
     """Put the finished model into the stage's folder and drop the checkpoints.
 
     `config.json`, which marks the stage as complete, comes last: a kill before that leaves the checkpoints to resume.
     """
     with written(folder):
-        save_model(model, tokenizer, folder / "final")
-        for file in sorted((folder / "final").iterdir(), key=lambda file: file.name == "config.json"):
-            os.replace(file, folder / file.name)
-        (folder / "final").rmdir()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        save(folder / "final")
+        if is_first():
+            for file in sorted((folder / "final").iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, folder / file.name)
+            (folder / "final").rmdir()
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    wait_for_all()

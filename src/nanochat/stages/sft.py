@@ -13,7 +13,7 @@ from nanochat.data.store import TokenStore
 from nanochat.data.tokenization import ConversationEncoder
 from nanochat.model.configuration import NanoChatConfig
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.stages.options import SftOptions, check_resume
+from nanochat.stages.options import SftOptions, check_session
 from nanochat.stages.run import VALIDATION_TOKENS, Run, train_stage
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training.recipe import Recipe
@@ -30,10 +30,10 @@ def sft(options: SftOptions) -> Path:
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
     check_options(options)
-    check_resume(options)
+    check_session(options)
     run = Run(options.run)
     with run.locked():
-        return _sft(run, options)
+        return _sft(run, run.options_here("chat", options))
 
 
 def check_options(options: SftOptions) -> None:
@@ -53,6 +53,7 @@ def check_options(options: SftOptions) -> None:
 def _sft(run: Run, options: SftOptions) -> Path:
     if options.resume:
         recipe, origin = run.load_recipe("chat")
+        recipe = recipe.with_micro_batch(options.micro_batch_tokens)
         if run.is_complete("chat"):
             raise UserError(f"{run.stage('chat')} is complete; there is nothing to resume.")
         options = dataclasses.replace(options, **origin)
@@ -78,7 +79,8 @@ def _sft(run: Run, options: SftOptions) -> Path:
         run.save_recipe("chat", recipe, **origin)
     batches = PackedBatches(train, recipe.batch_size, seq_len, recipe.seed)
     validation_batches = PackedBatches(validation, recipe.batch_size, seq_len, recipe.seed)
-    train_stage(run, "chat", model, tokenizer, recipe, batches, validation_batches, options.resume, options.track)
+    session = (options.resume, options.track, options.keep_checkpoints)
+    train_stage(run, "chat", model, tokenizer, recipe, batches, validation_batches, *session)
     return run.stage("chat")
 
 

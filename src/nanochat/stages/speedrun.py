@@ -25,6 +25,7 @@ from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
 from nanochat.stages.pretrain import pretrain
 from nanochat.stages.run import Run, console
 from nanochat.stages.sft import check_options, sft
+from nanochat.training.distributed import is_first
 from nanochat.training.run_log import read_metrics
 from nanochat.training.tracking import new_track
 
@@ -70,6 +71,8 @@ def _speedrun(run: Run, options: SpeedrunOptions) -> None:
         pretrain(PretrainOptions(run=options.run, resume=True) if run.is_begun("base") else pretraining)
     if not run.is_complete("chat"):
         sft(SftOptions(run=options.run, resume=True) if run.is_begun("chat") else tuning)
+    if not is_first():
+        return
     engine = Engine.from_pretrained(run.stage("chat"))
     if not run.report.exists():
         skills = _evaluate(engine) if options.chat == "primer" else None

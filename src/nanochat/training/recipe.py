@@ -108,6 +108,10 @@ class Recipe:
         fitting = machine.micro_batch_tokens(recipe.config(), seq_len, batch_tokens, dtype)
         return dataclasses.replace(recipe, dtype=dtype, micro_batch_tokens=chosen.get("micro_batch_tokens", fitting))
 
+    def with_micro_batch(self, tokens: int | None) -> "Recipe":
+        """The same recipe with micro-batches of so many tokens, which changes rounding only; `None` leaves them."""
+        return self if tokens is None else dataclasses.replace(self, micro_batch_tokens=tokens)
+
     @property
     def steps(self) -> int:
         """Optimizer steps: whole batches until `tokens` are seen."""
