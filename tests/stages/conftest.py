@@ -1,5 +1,7 @@
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from toy_data import pretrain_options, sft_options
 
 from nanochat.stages.pretrain import pretrain
 from nanochat.stages.sft import sft
+from nanochat.training.loop import TrainingLoop
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,3 +34,27 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(finished_once: Path, tmp_path: Path) -> Path:
     """A folder with corpus, chats and a run whose both stages are complete; to do with as one likes."""
     return Path(shutil.copytree(finished_once, tmp_path / "finished"))
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callable[[], None]]:
+    """Ctrl-C in a step of a stage: `interrupt_at("base", 3)`; what that returns undoes it."""
+
+    def install(stage: str, step: int) -> Callable[[], None]:
+        run = TrainingLoop.run
+
+        def interrupted(loop: TrainingLoop) -> None:
+            begin = loop.train_step.begin
+
+            def begin_interrupted(number, *arguments):
+                if loop.stage == stage and number == step:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return begin(number, *arguments)
+
+            loop.train_step.begin = begin_interrupted
+            run(loop)
+
+        monkeypatch.setattr(TrainingLoop, "run", interrupted)
+        return lambda: monkeypatch.setattr(TrainingLoop, "run", run)
+
+    return install

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import sys
 
 import pytest
@@ -14,31 +13,12 @@ from toy_data import pretrain_options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat.common import UserError
-from nanochat.data.batches import StreamBatches
 from nanochat.stages.options import PretrainOptions
 from nanochat.stages.pretrain import RECIPE_OPTIONS, default_vocab_size, pretrain
 from nanochat.stages.run import Run
 from nanochat.tokenizer import train_tokenizer
 from nanochat.training.loop import Interrupted
 from nanochat.training.run_log import read_metrics
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Ctrl-C while a step's batch is read."""
-
-    def install(stop):
-        whole = StreamBatches.batch
-
-        def batch(self, step, *arguments):
-            if step == stop:
-                os.kill(os.getpid(), signal.SIGINT)
-            return whole(self, step, *arguments)
-
-        monkeypatch.setattr(StreamBatches, "batch", batch)
-        return lambda: monkeypatch.setattr(StreamBatches, "batch", whole)
-
-    return install
 
 
 def same(one, other):
@@ -76,9 +56,9 @@ def test_twice_the_same_options_give_the_same_model(finished, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [0, 4, 9])
-def test_stopped_and_resumed_is_the_same_run(finished, tmp_path, stop_at, capsys, stop):
+def test_stopped_and_resumed_is_the_same_run(finished, tmp_path, interrupt_at, capsys, stop):
     options = dataclasses.replace(pretrain_options(finished), run=tmp_path / "my run")
-    undo = stop_at(stop)
+    undo = interrupt_at("base", stop)
     with pytest.raises(Interrupted):
         pretrain(options)
     assert "Stopped after step" in capsys.readouterr().out
@@ -101,9 +81,9 @@ def test_resuming_before_the_first_checkpoint_begins_again(finished, tmp_path):
     assert same(run / "base", finished / "run" / "base")
 
 
-def test_a_damaged_checkpoint_is_named_with_its_remedy(finished, tmp_path, stop_at):
+def test_a_damaged_checkpoint_is_named_with_its_remedy(finished, tmp_path, interrupt_at):
     options = dataclasses.replace(pretrain_options(finished), run=tmp_path / "run")
-    undo = stop_at(5)
+    undo = interrupt_at("base", 5)
     with pytest.raises(Interrupted):
         pretrain(options)
     undo()
@@ -116,9 +96,9 @@ def test_a_damaged_checkpoint_is_named_with_its_remedy(finished, tmp_path, stop_
     assert same(tmp_path / "run" / "base", finished / "run" / "base")
 
 
-def test_damaged_data_of_the_run_is_named(finished, tmp_path, stop_at):
+def test_damaged_data_of_the_run_is_named(finished, tmp_path, interrupt_at):
     options = dataclasses.replace(pretrain_options(finished), run=tmp_path / "run")
-    undo = stop_at(2)
+    undo = interrupt_at("base", 2)
     with pytest.raises(Interrupted):
         pretrain(options)
     undo()
@@ -128,9 +108,9 @@ def test_damaged_data_of_the_run_is_named(finished, tmp_path, stop_at):
         pretrain(PretrainOptions(run=tmp_path / "run", resume=True))
 
 
-def test_data_of_another_tokenizer_is_not_gone_on_with(finished, tmp_path, stop_at):
+def test_data_of_another_tokenizer_is_not_gone_on_with(finished, tmp_path, interrupt_at):
     options = dataclasses.replace(pretrain_options(finished), run=tmp_path / "run")
-    undo = stop_at(2)
+    undo = interrupt_at("base", 2)
     with pytest.raises(Interrupted):
         pretrain(options)
     undo()

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from toy_data import pretrain_options, sft_options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat.common import UserError
-from nanochat.data.batches import PackedBatches
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import SamplingParams
 from nanochat.stages.options import SftOptions
@@ -59,20 +56,13 @@ def test_some_epochs_teach_the_answers(untuned):
 
 
 @pytest.mark.parametrize("stop", [0, 3])
-def test_stopped_and_resumed_is_the_same_run(untuned, tmp_path, monkeypatch, stop):
+def test_stopped_and_resumed_is_the_same_run(untuned, tmp_path, interrupt_at, stop):
     whole = shutil.copytree(untuned / "run", tmp_path / "whole")
     sft(dataclasses.replace(sft_options(untuned, epochs=2), run=whole))
-    batch = PackedBatches.batch
-
-    def interrupted(self, step, *arguments):
-        if step == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch(self, step, *arguments)
-
-    monkeypatch.setattr(PackedBatches, "batch", interrupted)
+    undo = interrupt_at("chat", stop)
     with pytest.raises(Interrupted):
         sft(sft_options(untuned, epochs=2))
-    monkeypatch.undo()
+    undo()
     sft(SftOptions(run=untuned / "run", resume=True))
     assert same(untuned / "run" / "chat", whole / "chat")
     one, other = (read_metrics(folder / "metrics.jsonl") for folder in (untuned / "run", whole))

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
 
 import pytest
 from toy_data import write_chats, write_corpus
 
 from nanochat.common import UserError
-from nanochat.data.batches import PackedBatches, StreamBatches
 from nanochat.stages import speedrun as stage
 from nanochat.stages.options import SpeedrunOptions
 from nanochat.stages.run import Run
@@ -86,20 +83,13 @@ def test_a_smaller_vocabulary_than_asked_for_is_still_the_same_run(tmp_path):
     stage.speedrun(options)
 
 
-@pytest.mark.parametrize("kind", [StreamBatches, PackedBatches], ids=["pretraining", "tuning"])
-def test_stopped_anywhere_the_same_command_goes_on(own_data, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("name", ["base", "chat"])
+def test_stopped_anywhere_the_same_command_goes_on(own_data, tmp_path, interrupt_at, name):
     options = dataclasses.replace(own_data, run=tmp_path / "run")
-    whole = kind.batch
-
-    def interrupted(self, step, *arguments):
-        if step == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return whole(self, step, *arguments)
-
-    monkeypatch.setattr(kind, "batch", interrupted)
+    undo = interrupt_at(name, 0)
     with pytest.raises(Interrupted):
         stage.speedrun(options)
-    monkeypatch.undo()
+    undo()
     stage.speedrun(options)
     curves = [
         [(record["stage"], record["step"], record["loss"]) for record in read_metrics(run / "metrics.jsonl")]
