@@ -140,3 +140,45 @@ def test_folders_give_their_data_files_in_order(write, tmp_path):
         list_files(tmp_path / "c.jsonl", both)
     with pytest.raises(UserError, match=r"x\.tsv has an unknown ending; give a file \(\.txt, "):
         list_files(tmp_path / "x.tsv", both)
+
+
+def zstd(data, frames=2):
+    """Packed in several frames, as parallel packers do."""
+    step = len(data) // frames + 1
+    return b"".join(pa.compress(data[at : at + step], "zstd", asbytes=True) for at in range(0, len(data), step))
+
+
+def every_kind(tmp_path):
+    """A file of each kind, with what is awkward in each."""
+    lines = [json.dumps({"text": f"naïve {number}\n" * (number % 7)}) for number in range(60)]
+    content = ("\ufeff" + "\r\n".join(lines[:30]) + "\n\n \n" + "\n".join(lines[30:])).encode()
+    paragraphs = "\ufeff" + "".join(f"Zeile {number} läuft.\r\n" + "\n" * (number % 30 == 0) for number in range(1500))
+    marked = paragraphs.replace("Zeile 700", "<|endoftext|>\n\n\nZeile 700") + "<|endoftext|>\n"
+    rows = [f"row {number}" for number in range(500)]
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content, mtime=0))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(content))
+    (tmp_path / "a.txt").write_bytes(marked.encode())
+    (tmp_path / "b.txt").write_bytes(b"a long line without any blank one\n" * 2000)
+    pq.write_table(pa.table({"text": rows, "id": range(500)}), tmp_path / "a.parquet", row_group_size=150)
+    return sorted(tmp_path.iterdir())
+
+
+def test_reading_goes_on_after_any_record(tmp_path):
+    for path in every_kind(tmp_path):
+        records = list(read(path, "text"))
+        assert len(records) > 4, path
+        for number, record in enumerate(records):
+            place = tuple(json.loads(json.dumps(record.next)))
+            rest = [later for later in read(path, "text", place) if later.value]
+            assert [later.value for later in rest] == [later.value for later in records[number + 1 :] if later.value]
+            assert [later.next for later in rest] == [later.next for later in records[number + 1 :] if later.value]
+        positions = [record.position for record in records]
+        assert positions == sorted(positions) and 0 < positions[0] <= positions[-1] <= path.stat().st_size
+        assert positions[-1] > 0.9 * path.stat().st_size
+
+
+@pytest.mark.parametrize("content", [zstd(b'{"text": "a"}\n' * 99, 1)[:-12], b"plain", b""])
+def test_damaged_zstd_is_told(write, content):
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst (can't be read|is empty)"):
+        texts(write("a.jsonl.zst", content))

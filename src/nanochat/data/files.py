@@ -195,7 +195,7 @@ def _parse(line: str, where: str) -> object:
         raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}.") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested too deep
         raise UserError(f"{where} is not readable JSON: {error}.") from None
-    if "\\" in line and "\\ud" in line.lower():  # only such an escape can smuggle in what no UTF-8 text can hold
+    if "\\ud" in line or "\\uD" in line:  # only such an escape can smuggle in what no UTF-8 text can hold
         try:
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError:

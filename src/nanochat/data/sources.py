@@ -83,7 +83,7 @@ def open_documents(source: str, split: Split, seed: int = 0) -> Corpus[str]:
     def parse(value: object, where: str) -> str | None:
         if not isinstance(value, str):
             raise UserError(f"{where}: `text` must be a string, got {type(value).__name__}.")
-        return value if value.strip() else None
+        return None if not value or value.isspace() else value
 
     open_one = partial(_open_one, key="text", parse=parse, endings=files.TEXT_ENDINGS + files.RECORD_ENDINGS)
     return _open(source, split, open_one, partial(Generated, PRIMER, seed, start), str)

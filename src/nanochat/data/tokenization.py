@@ -154,7 +154,7 @@ def tokenize(
             if progress is not None:
                 progress(Status(done.documents, done.tokens, done.text_bytes, _share(mixture, done.tokens, max_tokens)))
             if corpus.split == "train" and (begun := time.monotonic()) > commit_at:  # "val" takes no time
-                writer.commit({"mixture": mixture.state(), "counts": counts})
+                writer.commit({"mixture": mixture.state(), "counts": dict(counts)})
                 now = time.monotonic()
                 commit_at = now + max(COMMIT_EVERY_SECONDS, (now - begun) / COMMIT_SHARE)
         writer.finish(tokenizer_fingerprint(tokenizer))
@@ -205,8 +205,8 @@ def _tell(
     if corpus.repeats:
         for lane, tokens in zip(mixture.lanes, mixture.taken, strict=True):
             share, known = tokens / max(1, sum(mixture.taken)), lane.source.size is not None or lane.passes >= 1
-            times = f", {lane.passes:.2g} times its text" if known else ""
-            report(f"{lane.source.name}: {tokens:,} tokens ({share:.1%}){times}")
+            epochs = f", {lane.passes:.2f} epochs" if known else ""
+            report(f"{lane.source.name}: {tokens:,} tokens ({share:.1%}){epochs}")
 
 
 def _cores() -> int:

@@ -90,6 +90,8 @@ class StoreWriter:
             if left is None:
                 shutil.rmtree(self.partial, ignore_errors=True)
                 self.partial.mkdir(parents=True)
+            for stray in self.partial.glob(".*.tmp"):  # of a kill in the middle of a commit
+                stray.unlink()
             self._files = {name: self._open(name, size) for name, size in self._sizes(self.progress).items()}
             if not self.progress.documents:
                 self._files["offsets.bin"].write(np.int64(0).tobytes())
