@@ -193,6 +193,30 @@ def test_evaluate_scores_every_skill(nanochat, trained, tmp_path):
     assert float(scores.pop("average")) == pytest.approx(sum(map(float, scores.values())) / len(SKILLS), abs=1e-3)
 
 
+def test_print_recipe_shows_all_and_touches_nothing(nanochat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = nanochat("pretrain", "--data", "no such text", "--depth", 20, "--vocab-size", 65536, "--print-recipe")
+    assert done.code == 0 and not list(tmp_path.iterdir())
+    for part in ("20 layers, width 1280", "561 M", "FLOPs", "peak", "about", "8 x H100", "give --price-per-hour"):
+        assert part in done.out, part
+    done = nanochat("pretrain", "--depth", 2, "--print-recipe", "--price-per-hour", 1.5)
+    assert done.code == 0 and re.search(r"cost +\$[\d.]+", done.out)
+
+
+def test_print_recipe_goes_by_the_tokenizer_of_the_run(nanochat, trained):
+    done = nanochat("pretrain", "--run", trained, "--depth", 1, "--vocab-size", 4096, "--print-recipe")
+    assert done.code == 0 and "vocabulary 320\n" in done.out
+
+
+def test_compare_draws_runs_and_refuses_what_is_none(nanochat, trained, tmp_path):
+    page = tmp_path / "page.html"
+    done = nanochat("compare", trained, trained, "--out", page, "--price-per-hour", 2)
+    assert done.code == 0, done.err
+    assert str(page) in done.out and "bits per byte" in page.read_text()
+    assert_refused(nanochat("compare", tmp_path / "nowhere", "--out", page), "nowhere is not the folder of a run")
+    assert nanochat("compare").code == 2
+
+
 def test_primer_shows_samples_of_every_skill(nanochat):
     from nanochat.data.primer import SKILLS
 
@@ -356,6 +380,10 @@ PRETRAIN_VALUES = [
     ("--speed 3", "--speed"),
     ("extra", "extra"),
     ("--resume", "leave out --data"),
+    ("--track tensorboard", "--track takes trackio or wandb, got 'tensorboard'"),
+    ("--price-per-hour 3", "--price-per-hour is for the cost that --print-recipe shows"),
+    ("--print-recipe --depth 0", "depth must be at least 1, got 0"),
+    ("--print-recipe --price-per-hour -1", "price_per_hour must be .* got -1"),
 ]
 
 

@@ -34,6 +34,23 @@ def speedrun(options: Annotated[SpeedrunOptions, tyro.conf.arg(name="")]) -> Non
     speedrun(options)
 
 
+def compare(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path = Path("compare.html"),
+    price_per_hour: float | None = None,
+) -> None:
+    """Compare runs: final figures here, and a page of their curves over steps, tokens, time and FLOPs.
+
+    Args:
+        runs: their folders; they may still be in progress.
+        out: the page to write.
+        price_per_hour: of the machine in dollars, to show what each run cost.
+    """
+    from nanochat.stages.compare import compare
+
+    compare(runs, out, price_per_hour)
+
+
 def chat(
     model: tyro.conf.Positional[str | None] = None,
     prompt: str | None = None,
@@ -130,6 +147,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "speedrun": speedrun,
     "pretrain": pretrain,
     "sft": sft,
+    "compare": compare,
     "chat": chat,
     "evaluate": evaluate,
     "primer": primer,

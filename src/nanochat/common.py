@@ -75,6 +75,11 @@ def si(number: float) -> str:
     return f"{number:g} "
 
 
+def dollars(amount: float) -> str:
+    """Money for people: "$1,234.56", and small sums by two digits that count, "$0.0031"."""
+    return f"${amount:,.2f}" if amount >= 0.995 or amount == 0 else f"${amount:.2g}"
+
+
 def duration(seconds: float) -> str:
     """A time for people: "0.29 s", "45 s", "12 min", "3 h 5 min", "2 d 4 h"."""
     if seconds < 99.5:

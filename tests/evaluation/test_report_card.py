@@ -107,6 +107,20 @@ def test_the_numbers_given_are_on_it():
         assert part in text
 
 
+def test_how_the_writing_grew_is_shown_by_beginning():
+    samples = [{"beginning": HOSTILE, "text": " a sample"}, {"beginning": "Once", "text": HOSTILE}]
+    metrics = [record | {"samples": samples} if record["step"] % 2 else record for record in METRICS]
+    page = Page(card(metrics=metrics).html())
+    assert "How its writing grew" in page.text and not [tag for tag, _ in page.elements if tag == "script"]
+    assert page.text.count("a sample") == 2 * 6 and page.text.count(HOSTILE) == 2 * (1 + 6)  # six steps of each stage
+    assert "How its writing grew" not in Page(card().html()).text
+
+
+def test_the_share_of_the_peak_is_shown_where_it_is_known():
+    cost = {"base": StageCost(1, 1, 1, 1.0, 0.437)}
+    assert "44 %" in Page(card(stages=cost).html()).text and "44 %" not in Page(card().html()).text
+
+
 def test_both_stages_have_their_curves():
     html = card().html()
     assert "pretraining" in html and "chat tuning" in html

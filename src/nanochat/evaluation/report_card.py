@@ -2,13 +2,13 @@
 
 import dataclasses
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import atomic_file
 from nanochat.data.conversations import Conversation
+from nanochat.evaluation.curves import learning_curves
 from nanochat.evaluation.skills import SkillReport
 
 STAGE_NAMES = {"base": "pretraining", "chat": "chat tuning"}
@@ -16,12 +16,16 @@ STAGE_NAMES = {"base": "pretraining", "chat": "chat tuning"}
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """What one stage took: parameters trained, tokens seen, floating-point operations, seconds of training."""
+    """What one stage took: parameters trained, tokens seen, floating-point operations, seconds of training.
+
+    `utilization` is the share of the machine's peak while it trained, where that is known.
+    """
 
     parameters: int
     tokens: int
     flops: int
     seconds: float
+    utilization: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +52,15 @@ class ReportCard:
     def html(self) -> str:
         """The page as HTML; what a model or a user wrote is always escaped."""
         sections = [
-            f"<h1>{html.escape(self.title)}</h1>",
             f"<p class=dim>{html.escape(self.machine)}</p>",
             "<h2>What it cost</h2>",
             self._costs(),
             "<h2>Learning</h2>",
-            _curves(self.metrics),
+            learning_curves(self.metrics, STAGE_NAMES),
         ]
+        growth = _growth(self.metrics)
+        if growth:
+            sections += ["<h2>How its writing grew</h2>", growth]
         if self.skills is not None:
             average = f"{self.skills.average:.3f}"
             sections += [
@@ -68,46 +74,47 @@ class ReportCard:
             sections += ["<h2>Wrong answers</h2>", _wrong_answers(self.skills)]
         if self.texts:
             sections += ["<h2>Text by the base model</h2>", *(_text(*text) for text in self.texts)]
-        body = "\n".join(sections)
-        return (
-            f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>{html.escape(self.title)}</title>\n"
-            '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-            f"<style>{_STYLE}</style>\n<main>\n{body}\n</main>\n</html>\n"
-        )
+        return page(self.title, sections)
 
     def _costs(self) -> str:
         rows = [
             f"<tr><td>{STAGE_NAMES[name]}<td>{cost.parameters / 1e6:.1f} M<td>{cost.tokens / 1e6:.2f} M"
             f"<td>{cost.flops:.2e}<td>{cost.seconds:.0f} s<td>{cost.tokens / max(cost.seconds, 1e-9):,.0f}"
             f"<td>{cost.flops / max(cost.seconds, 1e-9) / 1e9:,.0f}"
+            f"<td>{'' if cost.utilization is None else f'{100 * cost.utilization:.0f} %'}"
             for name, cost in self.stages.items()
         ]
-        head = "<tr><th>stage<th>parameters<th>tokens<th>FLOPs<th>time<th>tokens/s<th>GFLOP/s"
+        head = "<tr><th>stage<th>parameters<th>tokens<th>FLOPs<th>time<th>tokens/s<th>GFLOP/s<th>of the peak"
         return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _curves(metrics: list[dict[str, Any]]) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole self-contained HTML page of sections in HTML, under its title (plain text)."""
+    body = "\n".join(sections)
+    return (
+        f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>{html.escape(title)}</title>\n"
+        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
+        f"<style>{_STYLE}</style>\n<main>\n<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</html>\n"
+    )
 
-    stages = [name for name in STAGE_NAMES if any(record["stage"] == name for record in metrics)]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for place, stage in enumerate(stages, 1):
-        records = [record for record in metrics if record["stage"] == stage]
-        axes = figure.add_subplot(1, len(stages), place)
-        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color="#7f93b2", linewidth=0.8)
-        axes.set(title=STAGE_NAMES[stage], xlabel="step", ylabel="training loss (nats per token)")
-        validated = [r for r in records if "val_bpb" in r]
-        right = axes.twinx()
-        right.plot([r["step"] + 1 for r in validated], [r["val_bpb"] for r in validated], "o-", color="#d9822b", ms=3)
-        right.set_ylabel("held-out bits per byte", color="#d9822b")
-        axes.set_ylim(bottom=0)
-        right.set_ylim(bottom=0)
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "nanochat"}):  # the same curves give the same page
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+def _growth(metrics: list[dict[str, Any]]) -> str:
+    """The samples taken while training: for each beginning how it was continued after more and more steps."""
+    parts = []
+    for stage, title in STAGE_NAMES.items():
+        records = [record for record in metrics if record["stage"] == stage and record.get("samples")]
+        shown = [records[i] for i in sorted({round(i * (len(records) - 1) / 5) for i in range(6)})] if records else []
+        for number, first in enumerate(shown[-1]["samples"] if shown else []):
+            rows = [
+                f"<tr><td class=dim>{record['step'] + 1:,}<td>{html.escape(record['samples'][number]['text'])}"
+                for record in shown
+                if number < len(record["samples"])
+            ]
+            head = f"<tr><th>step<th>{html.escape(first['beginning'])} …"
+            parts.append(f"<table class=samples>{head}{''.join(rows)}</table>")
+        if shown:
+            parts.insert(len(parts) - len(shown[-1]["samples"]), f"<h3>{title}</h3>")
+    return "\n".join(parts)
 
 
 def _skill_bars(report: SkillReport) -> str:
@@ -156,7 +163,11 @@ main { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anyw
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 figure { margin: 0; background: #fff; border-radius: 8px; } svg { width: 100%; height: auto; }
+.figures :is(td, th) { padding: .3rem .4rem; } .figures :is(td, th):not(:first-child) { white-space: nowrap; }
 .dim { opacity: .7; }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; } .legend i { display: inline-block; width: 2rem;
+  margin-right: .5rem; vertical-align: middle; }
+h3 { margin: 1rem 0 .2rem; } .samples { margin: .6rem 0; } .samples td:first-child { width: 4rem; }
 .bar { display: grid; grid-template-columns: 8rem 1fr 3rem; gap: .6rem; align-items: center; }
 .bar i { background: var(--line); border-radius: 4px; height: .8rem; }
 .bar b { display: block; background: var(--accent); border-radius: 4px; height: 100%; }

@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import os
-import platform
 import shlex
 import time
 from collections.abc import Iterable
@@ -15,6 +13,7 @@ import torch
 from nanochat.common import UserError
 from nanochat.data.conversations import Conversation, Message
 from nanochat.data.sources import read_conversations, read_documents
+from nanochat.evaluation.curves import median_of
 from nanochat.evaluation.report_card import ReportCard, StageCost
 from nanochat.evaluation.skills import SkillReport, evaluate_skills
 from nanochat.inference.engine import Engine
@@ -26,6 +25,7 @@ from nanochat.stages.pretrain import pretrain
 from nanochat.stages.run import Run, console
 from nanochat.stages.sft import check_options, sft
 from nanochat.training.distributed import is_first
+from nanochat.training.machine import this_machine
 from nanochat.training.run_log import read_metrics
 from nanochat.training.tracking import new_track
 
@@ -97,9 +97,14 @@ def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillRepo
     stages = {}
     for stage in ("base", "chat"):
         recipe, _ = run.load_recipe(stage)
-        seconds = max(record["seconds"] for record in metrics if record["stage"] == stage)
-        tokens = recipe.steps * recipe.batch_tokens
-        stages[stage] = StageCost(parameter_counts(config)["total"], tokens, recipe.flops(config), seconds)
+        records = [record for record in metrics if record["stage"] == stage]
+        stages[stage] = StageCost(
+            parameter_counts(config)["total"],
+            recipe.steps * recipe.batch_tokens,
+            recipe.flops(config),
+            max(record["seconds"] for record in records),
+            median_of(records, "mfu"),
+        )
     base = Engine.from_pretrained(run.stage("base"))
     heads = (" ".join(text.split()[:8])[:60] for text in islice(read_documents(options.data, "val"), 4))
     beginnings = [head for head in heads if len(base.encode(head)) < base.context_length // 2]
@@ -112,8 +117,8 @@ def report(run: Run, options: SpeedrunOptions, engine: Engine, skills: SkillRepo
         samples=[answer(engine, question, _style(options)) for question in _questions(options, engine)]
         + _examples(skills),
         texts=texts,
-        machine=f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
-        f"{platform.machine()}; data: {options.data}, {options.chat}",
+        machine=f"{this_machine().describe(recipe.dtype)}, PyTorch {torch.__version__}; "
+        f"data: {options.data}, {options.chat}",
     )
     card.write(run.report)
 

@@ -1,6 +1,6 @@
 """What a recipe means before anything runs: size, work, memory, time and cost on this machine."""
 
-from nanochat.common import duration, si
+from nanochat.common import dollars, duration, si
 from nanochat.model.accounting import cost, flops_per_token, parameter_counts, training_seconds, training_state_bytes
 from nanochat.model.configuration import NanoChatConfig
 from nanochat.training.machine import EXPECTED_UTILIZATION, Machine
@@ -34,8 +34,8 @@ def recipe_card(recipe: Recipe, config: NanoChatConfig, machine: Machine, price_
     state = training_state_bytes(config)
     memory = machine.training_bytes(config, recipe.seq_len, recipe.micro_batch_tokens, recipe.dtype)
     reference_seconds = training_seconds(flops, REFERENCE_FLOPS, REFERENCE_UTILIZATION)
-    reference = f"{REFERENCE}: {duration(reference_seconds)}, ${cost(reference_seconds, REFERENCE_PRICE):,.2f}"
-    price = "give --price-per-hour" if price_per_hour is None else f"${cost(seconds, price_per_hour):,.2f}"
+    reference = f"{REFERENCE}: {duration(reference_seconds)}, {dollars(cost(reference_seconds, REFERENCE_PRICE))}"
+    price = "give --price-per-hour" if price_per_hour is None else dollars(cost(seconds, price_per_hour))
     micro_batches = -(-recipe.batch_tokens // recipe.micro_batch_tokens)
     lines = {
         "model": f"{recipe.depth} layers, width {recipe.hidden_size}, {recipe.num_attention_heads} heads, context "
