@@ -2,7 +2,7 @@
 
 The same mathematics as `NanoChatDecoderLayer`, in a dozen matrix products and the kernels of `nanochat.native` between
 them. Autograd would keep every intermediate result and go over memory once per operator; here the way back keeps
-ten tensors and makes the rest again, because reading them would take as long.
+seven tensors and makes the rest again.
 
 Shapes: B batch, T time, C hidden size, H query heads, K key/value heads, D head dimension, N = B T.
 """
@@ -84,20 +84,21 @@ class _Layer(torch.autograd.Function):
         middle, y = step.add_norm(x, o @ w_o.T)
         h = y @ w_1.T
         ctx.step = step
-        ctx.save_for_backward(x, q, k, v, inverse, o, middle, h, *weights)
+        ctx.save_for_backward(x, q, k, v, inverse, o, h, *weights)
         return middle + (step.relu_squared(h) @ w_2.T).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         step: _Step = ctx.step
-        x, q, k, v, inverse, o, middle, h, *weights = ctx.saved_tensors
+        x, q, k, v, inverse, o, h, *weights = ctx.saved_tensors
         w_q, w_k, w_v, w_o, w_1, w_2 = (weight.detach().to(step.dtype) for weight in weights)
         grad = gradients[0].contiguous().clone()  # (B, T, C) fp32, of the residual stream
 
         d = step.rounded(grad)  # (N, C), of the MLP's output
         grad_w_2 = d.T @ step.relu_squared(h)
         d = step.relu_squared_backward(h, d @ w_2)
-        grad_w_1 = d.T @ step.norm(middle)
+        middle, y = step.add_norm(x, o @ w_o.T)
+        grad_w_1 = d.T @ y
         step.norm_backward(middle, d @ w_1, grad)
 
         d = step.rounded(grad)  # (N, C), of the attention's output
