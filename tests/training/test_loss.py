@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_setup import ToyBatches, tiny_model
 
+from nanochat.native import kernels
 from nanochat.training import loss as loss_module
 from nanochat.training.loss import chunked_loss, loss_of
 
@@ -43,7 +44,7 @@ def with_gradients(function, hidden, weight, labels, cap, factor=1.0):
 @pytest.mark.parametrize("chunk", [1, 7, 2048])
 @pytest.mark.parametrize("trained", [1.0, 0.5, 0.02])
 def test_value_and_gradients_are_those_of_autograd(monkeypatch, cap, chunk, trained):
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", chunk)
+    monkeypatch.setitem(loss_module.CHUNK_TOKENS, "cpu", chunk)
     values = inputs((3, 17), scale=2.0, trained=trained)
     expected = with_gradients(plain_loss, *values, cap, factor=0.125)
     for got, want in zip(with_gradients(chunked_loss, *values, cap, factor=0.125), expected, strict=True):
@@ -118,7 +119,7 @@ def test_without_gradients_it_is_just_the_number():
 
 def test_full_logits_are_never_held(monkeypatch):
     """Every tensor that is made is at most as large as one chunk of logits."""
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 8)
+    monkeypatch.setitem(loss_module.CHUNK_TOKENS, "cpu", 8)
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -150,3 +151,44 @@ def test_a_fresh_model_is_uniform():
     batch = ToyBatches().batch(0)
     trained = int((batch.labels != -100).sum())
     assert loss_of(tiny_model(), batch).item() / trained == pytest.approx(math.log(265), rel=1e-6)
+
+
+@pytest.mark.skipif(kernels() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [15.0, 0.5, 40.0])
+@pytest.mark.parametrize("size", [0.1, 5.0, 300.0])
+def test_the_kernel_and_its_twin_agree(dtype, cap, size):
+    generator = torch.Generator().manual_seed(0)
+    logits = (size * torch.randn(7, 1003, generator=generator)).to(dtype)
+    targets = torch.randint(1003, (7,), generator=generator)
+    expected = logits.clone()
+    expected_loss = loss_module.plain_cross_entropy_(expected, targets, cap)
+    loss = loss_module._cross_entropy_(logits, targets, cap)
+    loose = {torch.float32: 1e-5, torch.bfloat16: 5e-3}[dtype]
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=loose, atol=loose * expected.abs().max().item())
+
+
+def test_a_number_that_is_none_is_seen():
+    hidden_states = torch.randn(4, 8)
+    hidden_states[2, 3] = math.nan
+    assert math.isnan(chunked_loss(hidden_states, torch.randn(9, 8), torch.arange(4), 15.0))
+
+
+def test_the_twin_passes_over_what_is_not_trained_on():
+    logits, targets = torch.randn(6, 11), torch.tensor([3, -100, 5, -100, 0, 10])
+    kept = targets != -100
+    alone = logits[kept].clone()
+    loss = loss_module.plain_cross_entropy_(alone, targets[kept], 15.0)
+    assert loss_module.plain_cross_entropy_(logits, targets, 15.0).item() == pytest.approx(loss.item())
+    assert torch.equal(logits[kept], alone) and not logits[~kept].any()
+
+
+@pytest.mark.slow
+def test_the_twin_compiles():
+    """As a GPU runs it."""
+    logits, targets = torch.randn(6, 11), torch.tensor([3, -100, 5, -100, 0, 10])
+    expected = logits.clone()
+    expected_loss = loss_module.plain_cross_entropy_(expected, targets, 15.0)
+    loss = loss_module._compiled()(logits, targets, 15.0)
+    torch.testing.assert_close((loss, logits), (expected_loss, expected))

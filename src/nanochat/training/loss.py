@@ -1,5 +1,7 @@
 """The training loss: soft-capped cross-entropy in fp32, in chunks, so that full logits never exist."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from nanochat.data.batches import IGNORED, Batch
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.native import kernels
 
-CHUNK_TOKENS = 512  # a chunk's logits stay near a CPU's cache, and its products are still large enough to be quick
+# On a CPU a chunk's logits stay near the cache, and its products are still large enough to be quick (docs/log.md).
+CHUNK_TOKENS = {"cpu": 512, "cuda": 4096, "mps": 1024}
 MOST_CAP = 40.0  # for the kernel, which sums e^z for |z| <= cap as it is
 
 
@@ -18,28 +21,31 @@ def chunked_loss(hidden_states: Tensor, weight: Tensor, labels: Tensor, cap: flo
 
     hidden_states (..., C) are the outputs of the decoder, weight (V, C) is the output head, labels (...) are aligned
     with the hidden states (already shifted). Equal to `F.cross_entropy(softcap(hidden @ weight.T), reduction="sum")`,
-    but positions that are not trained on are never projected, and memory holds one chunk of logits at a time: the
-    gradient is taken chunk by chunk during the forward pass. Matrix products run in bf16 under autocast.
+    but memory holds one chunk of logits at a time: the gradient is taken chunk by chunk during the forward pass. On a
+    CPU, positions that are not trained on are never projected. Matrix products run in bf16 under autocast.
     """
     hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()
-    trained = labels != IGNORED
-    return _ChunkedLoss.apply(hidden_states[trained], weight, labels[trained], cap)
+    if not hidden_states.is_cuda:  # a GPU would have to be waited for, to learn how many there are
+        trained = labels != IGNORED
+        hidden_states, labels = hidden_states[trained], labels[trained]
+    return _ChunkedLoss.apply(hidden_states, weight, labels, cap)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, labels: Tensor, cap: float | None) -> Tensor:
         device = hidden_states.device.type
+        chunk = CHUNK_TOKENS[device]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
         x, W = hidden_states.detach().to(dtype), weight.detach().to(dtype)  # (N, C), (V, C)
         with_gradient = hidden_states.requires_grad or weight.requires_grad
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_hidden = torch.empty_like(x)
         grad_weight = torch.zeros_like(W, dtype=torch.float32)
-        buffer = torch.empty(min(CHUNK_TOKENS, len(x)), len(W), dtype=dtype, device=x.device)
+        buffer = torch.empty(min(chunk, len(x)), len(W), dtype=dtype, device=x.device)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(x), CHUNK_TOKENS):
-                rows = slice(start, start + CHUNK_TOKENS)
+            for start in range(0, len(x), chunk):
+                rows = slice(start, start + chunk)
                 logits = torch.mm(x[rows], W.T, out=buffer[: len(x[rows])])  # (chunk, V)
                 total += _cross_entropy_(logits, labels[rows], cap)
                 if with_gradient:
@@ -58,23 +64,39 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
     """Summed loss of raw logits (N, V), which become its gradient with regard to them; all but them in fp32."""
-    fits = logits.device.type == "cpu" and logits.dtype != torch.float64 and cap is not None and cap <= MOST_CAP
-    run = kernels() if fits else None
-    if run is not None:
-        losses = torch.empty(len(logits))
-        run("softcap_cross_entropy", logits.dtype, logits, targets, losses, *logits.shape, float(cap), 1.0)
-        return losses.sum()
+    if logits.is_cuda:
+        return _compiled()(logits, targets, cap)
+    run = kernels() if logits.dtype != torch.float64 and cap is not None and cap <= MOST_CAP else None
+    if run is None:
+        return plain_cross_entropy_(logits, targets, cap)
+    losses = torch.empty(len(logits))
+    run("softcap_cross_entropy", logits.dtype, logits, targets, losses, *logits.shape, float(cap), 1.0)
+    return losses.sum()
+
+
+def plain_cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    """The same in PyTorch's operators: what `torch.compile` makes a GPU's kernel of, and the twin of ours in C.
+
+    Rows whose target is -100 count for nothing.
+    """
+    trained, targets = (targets != IGNORED).float(), targets.clamp(min=0)
     z = logits.float()
+    slope = None  # of the soft-cap
     if cap is not None:
-        z = torch.tanh_(z.div_(cap))
-        slope = 1 - z.square()  # of the soft-cap
-        z.mul_(cap)
+        tanh = torch.tanh(z / cap)
+        z, slope = cap * tanh, 1 - tanh.square()
     log_normalizer = z.logsumexp(-1, keepdim=True)
-    loss = (log_normalizer - z.gather(1, targets[:, None])).sum()
-    gradient = z.sub_(log_normalizer).exp_()  # softmax, then minus one at the target
-    gradient.scatter_add_(1, targets[:, None], torch.full_like(log_normalizer, -1.0))
-    logits.copy_(gradient.mul_(slope) if cap is not None else gradient)
+    loss = ((log_normalizer - z.gather(1, targets[:, None])).squeeze(1) * trained).sum()
+    gradient = (z - log_normalizer).exp()  # softmax, then minus one at the target
+    gradient = gradient - (torch.arange(z.shape[1], device=z.device) == targets[:, None]).float()
+    gradient = gradient * trained[:, None]
+    logits.copy_(gradient if slope is None else gradient * slope)
     return loss
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor, float | None], Tensor]:
+    return torch.compile(plain_cross_entropy_, dynamic=True)
 
 
 def loss_of(model: NanoChatForCausalLM, batch: Batch) -> Tensor:
