@@ -138,6 +138,8 @@ def tokenize(
             report(f"Going on after {done.tokens:,} tokens.")
         state = done.state or {"mixture": {"lanes": [None] * len(corpus.sources)}, "counts": {}}
         lane_options: dict[str, Any] = {"chunk_size": CHUNK_CHARACTERS, "pool": pool, "ahead": 2 * workers}
+        if corpus.split == "val":  # little of it, one item in 100: reading ahead could be reading gigabytes
+            lane_options |= {"chunk_size": CHUNK_CHARACTERS // 10, "ahead": 1}
         lanes = [
             Lane(source, encoder, encoder.size_of, corpus.repeats, state=lane, **lane_options)
             for source, lane in zip(corpus.sources, state["mixture"]["lanes"], strict=True)
@@ -145,7 +147,7 @@ def tokenize(
         mixture = Mixture(lanes, corpus.weights, lambda one: len(one.ids), done.state and state["mixture"])
         counts = collections.Counter(state["counts"])
         commit_at = time.monotonic() + COMMIT_EVERY_SECONDS
-        for batch in _batches(mixture):
+        for batch in _batches(mixture, min(WRITTEN_AT_ONCE, max_tokens or WRITTEN_AT_ONCE)):
             counts.update(one.fate for one in batch)
             batch = [one for one in batch if len(one.ids)]
             masks = [one.mask for one in batch if one.mask is not None]
@@ -171,13 +173,13 @@ def tokenize_documents(texts: Iterable[str], tokenizer: Any) -> Iterator[Documen
             yield one.ids, None
 
 
-def _batches(documents: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+def _batches(documents: Iterable[Encoded], at_once: int) -> Iterator[list[Encoded]]:
     batch: list[Encoded] = []
     tokens = 0
     for one in documents:
         batch.append(one)
         tokens += len(one.ids) + 1
-        if tokens >= WRITTEN_AT_ONCE:
+        if tokens >= at_once:
             yield batch
             batch, tokens = [], 0
     if batch:

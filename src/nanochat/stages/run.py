@@ -148,15 +148,19 @@ class Run:
                 raise UserError(f"{folder} was made with another tokenizer than the model's; choose another --run.")
             return store
         title = f"{stage} {corpus.split} data"
-        with TokenizingBar(title, console) as bar:
-            store = tokenize(
-                folder,
-                corpus,
-                encoder,
-                max_tokens=max_tokens,
-                report=lambda line: console.print(f"{title}: {line}"),
-                progress=bar.show,
-            )
+        try:
+            with TokenizingBar(title, console) as bar:
+                store = tokenize(
+                    folder,
+                    corpus,
+                    encoder,
+                    max_tokens=max_tokens,
+                    report=lambda line: console.print(f"{title}: {line}"),
+                    progress=bar.show,
+                )
+        except KeyboardInterrupt:
+            console.print(f"\n{title}: Stopped; the same command goes on with what is written, but for some seconds.")
+            raise
         console.print(f"{title}: {store.meta.tokens:,} tokens in {len(store):,} documents")
         return store
 
