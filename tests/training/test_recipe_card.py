@@ -16,7 +16,7 @@ MACHINE = Machine("cpu", "A Processor", 2, 16 * 10**9, "bfloat16")
 
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
-    monkeypatch.setattr(machine_module, "measured_peak", lambda device, dtype: 500e9)
+    monkeypatch.setattr(machine_module, "measured_peak", lambda device, dtype, again: 500e9)
     monkeypatch.setitem(EXPECTED_UTILIZATION, "cpu", 0.4)
 
 
@@ -31,6 +31,8 @@ def test_time_is_work_over_speed():
     assert seconds == pytest.approx(recipe.flops(recipe.config()) / (500e9 * 0.4))
     assert lines(recipe)["time"].startswith(f"about {seconds // 3600:.0f} h")
     assert "at 40 % of the peak" in lines(recipe)["time"]
+    assert expected_seconds(recipe, recipe.config(), MACHINE, processes=4) == pytest.approx(seconds / 4)
+    assert machine_line(recipe, recipe.config(), MACHINE, processes=4).startswith("4 processes, each with 2 threads")
 
 
 def test_the_card_has_every_figure():

@@ -244,6 +244,7 @@ def train_stage(
 
     def validate() -> dict[str, Any]:
         values: dict[str, Any] = {"val_bpb": bits_per_byte(model, validation_batches, token_bytes)}
+        loop.meter.peak_flops = world_size() * machine.peak(recipe.dtype, again=True).flops
         if from_first(samples.affordable) or loop.step == recipe.steps:
             values["samples"] = samples.take(model)
             for sample in values["samples"]:
@@ -275,7 +276,7 @@ def train_stage(
     if resume and loop.resume():
         console.print(f"{stage}: going on after step {loop.step}")
     console.print(recipe.summary(model.config))
-    console.print(machine_line(recipe, model.config, machine))
+    console.print(machine_line(recipe, model.config, machine, world_size()))
     try:
         with tracked(track if is_first() else None, run.folder.resolve().name, stage, recipe) as loop.track:
             loop.run()

@@ -11,17 +11,18 @@ REFERENCE = "8 x H100 at 40 % of peak, $3 per GPU-hour"
 REFERENCE_FLOPS, REFERENCE_UTILIZATION, REFERENCE_PRICE = 8 * 989e12, 0.40, 8 * 3.0
 
 
-def expected_seconds(recipe: Recipe, config: NanoChatConfig, machine: Machine) -> float:
-    """Time that the steps will take if they reach the share of peak that is usual on such a device."""
-    peak = machine.peak(recipe.dtype).flops
+def expected_seconds(recipe: Recipe, config: NanoChatConfig, machine: Machine, processes: int = 1) -> float:
+    """Time that the steps will take on so many devices if they reach the share of peak that is usual on such ones."""
+    peak = processes * machine.peak(recipe.dtype).flops
     return training_seconds(recipe.flops(config), peak, EXPECTED_UTILIZATION[machine.device])
 
 
-def machine_line(recipe: Recipe, config: NanoChatConfig, machine: Machine) -> str:
-    """What was chosen for this machine and how long it will take, in one line."""
+def machine_line(recipe: Recipe, config: NanoChatConfig, machine: Machine, processes: int = 1) -> str:
+    """What was chosen for this machine and how long it will take, in one line; each process has a device of its own."""
+    together = f"{processes} processes, each with " if processes > 1 else ""
     return (
-        f"{machine.describe(recipe.dtype)}, micro-batches of {recipe.micro_batch_tokens:,} tokens, about "
-        f"{duration(expected_seconds(recipe, config, machine))}"
+        f"{together}{machine.describe(recipe.dtype)}, micro-batches of {recipe.micro_batch_tokens:,} tokens, about "
+        f"{duration(expected_seconds(recipe, config, machine, processes))}"
     )
 
 
