@@ -18,6 +18,7 @@ from nanochat.data.batches import IGNORED, Batch
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.training import loop as loop_module
+from nanochat.training.distributed import put_back_together
 from nanochat.training.initialization import initialize_for_training
 from nanochat.training.loop import TrainingLoop
 from nanochat.training.recipe import Recipe
@@ -78,13 +79,19 @@ def toy_loop(
     """A loop that writes to `folder` and calls `before(step)` in every step; `arguments` replace `TrainingLoop`'s."""
     model = tiny_model() if model is None else model
     tokenizer = NanoChatTokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
+
+    def save(path: Path) -> None:
+        whole = put_back_together(model)
+        if whole is not None:
+            save_model(whole, tokenizer, path)
+
     defaults = {
         "batches": ToyBatches(),
         "recipe": recipe(),
         "stage": "base",
         "checkpoints": folder / "checkpoints",
         "metrics": folder / "metrics.jsonl",
-        "save_model": lambda path: save_model(model, tokenizer, path),
+        "save_model": save,
         "validate": lambda: {"val_bpb": 1.0},
     }
     loop = TrainingLoop(model, **(defaults | arguments))

@@ -71,7 +71,8 @@ def _pretrain(run: Run, options: PretrainOptions) -> Path:
         run.check_new("base")
         data, track = options.data, new_track(options.track)
         vocab_size = _vocab_size(options)
-        check_batch(_recipe(options, vocab_size).batch_size)  # refuse the impossible before anything is made
+        recipe = _recipe(options, vocab_size)  # refuses the impossible before anything is made
+        check_batch(recipe.batch_size, recipe.seq_len)
         tokenizer = tokenizer_of(run, data, vocab_size)
         recipe = _recipe(options, len(tokenizer))
 

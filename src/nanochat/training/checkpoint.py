@@ -56,7 +56,7 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Write a checkpoint, whole or not at all, then drop those older than the newest `keep`.
 
-        Every process calls this; the first one writes the model.
+        All processes call this, and `save_model` is called on all of them.
 
         Raises:
             UserError: if it can't be written, as on a full disk; those before are still there.
@@ -68,8 +68,8 @@ class Checkpoint:
         with written(folder), atomic_folder(folder) if is_first() else contextlib.nullcontext(folder) as own:
             temporary = from_first(own)
             _write(optimizer_state, temporary / "optimizer")
+            save_model(temporary / "model")
             if is_first():
-                save_model(temporary / "model")
                 for file in (temporary / "model").iterdir():
                     file.rename(temporary / file.name)
                 (temporary / "model").rmdir()

@@ -9,6 +9,7 @@ Shapes: N matrices of one shape; W processes ("world").
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 import time
@@ -49,6 +50,8 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, world = next(dist.rendezvous("env://"))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "gloo":  # it has no all-to-all, and PyTorch says so once per run: nothing that anybody could mend
+        logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     _stores.append(store)
     try:
@@ -84,17 +87,18 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def check_batch(rows: int) -> None:
-    """Refuse a batch that can't be shared evenly.
+def check_batch(rows: int, seq_len: int) -> None:
+    """Refuse a batch of rows of `seq_len` tokens that can't be shared evenly.
 
     Raises:
-        UserError: naming the nearest number of rows that can.
+        UserError: naming the next size that can.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if rows % world:
+        more = -(-rows // world) * world
         raise UserError(
-            f"A batch of {rows} rows can't be shared evenly by {world} processes; choose --batch-tokens for "
-            f"{-(-rows // world) * world} rows, or another number of processes."
+            f"A batch of {rows} rows can't be shared evenly by {world} processes; choose --batch-tokens "
+            f"{more * seq_len} ({more} rows), or another number of processes."
         )
 
 

@@ -68,7 +68,7 @@ class TrainingStep:
     """Does steps of a recipe with a model; several processes do each step together."""
 
     def __init__(self, model: NanoChatForCausalLM, recipe: Recipe):
-        distributed.check_batch(recipe.batch_size)
+        distributed.check_batch(recipe.batch_size, recipe.seq_len)
         self.model, self.recipe = model, recipe
         self.rows = min(max(1, recipe.micro_batch_tokens // recipe.seq_len), recipe.batch_size)  # of a micro-batch
         self.whole_weights = distributed.whole_weights_fit(model)
