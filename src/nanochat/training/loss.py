@@ -66,8 +66,8 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tenso
     """Summed loss of raw logits (N, V), which become its gradient with regard to them; all but them in fp32."""
     if logits.is_cuda:
         return _compiled()(logits, targets, cap)
-    run = kernels() if logits.dtype != torch.float64 and cap is not None and cap <= MOST_CAP else None
-    if run is None:
+    run = kernels() if logits.device.type == "cpu" and logits.dtype != torch.float64 else None
+    if run is None or cap is None or cap > MOST_CAP:
         return plain_cross_entropy_(logits, targets, cap)
     losses = torch.empty(len(logits))
     run("softcap_cross_entropy", logits.dtype, logits, targets, losses, *logits.shape, float(cap), 1.0)
