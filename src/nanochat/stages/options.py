@@ -36,7 +36,9 @@ class PretrainOptions:
     """Pretrain a model from random weights on plain text.
 
     Attributes:
-        data: `primer`, a file (.txt, .jsonl, .parquet), a folder of them, a hub data set id, or several with commas.
+        data: `primer`, a file (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet), a folder of them, or a hub data set id;
+            several with commas, read in turn, or mixed by weight: a.jsonl=3,b.parquet=1 takes three tokens of a.jsonl
+            for one of b.parquet, and what is too short for its weight begins again.
         run: folder of the run; the model goes to RUN/base. A tokenizer in RUN/tokenizer is used, else one is trained.
         depth: layers; decides width, batch, learning rates and horizon.
         vocab_size: of a newly trained tokenizer.
@@ -84,7 +86,8 @@ class SftOptions:
     """Tune the model in RUN/base on conversations; only the assistant's words are trained on.
 
     Attributes:
-        data: `primer`, a file (.jsonl, .parquet) of `messages`, a folder of them, a hub data set id, or several.
+        data: `primer`, a file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) of `messages`, a folder of them, or a hub data
+            set id; several with commas, read in turn, or mixed by weight: a.jsonl=3,b.jsonl=1.
         run: folder of the run; the model goes to RUN/chat.
         model: start from this model folder or hub id instead of RUN/base.
         tokens: how many tokens of conversations to take from an endless source such as the Primer.
