@@ -54,6 +54,14 @@ def test_only_the_newest_two_are_kept(stopped):
     assert names[-1] == "step-000016"
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_are_kept_as_asked_for(tmp_path, keep):
+    loop = toy_loop(tmp_path, keep=keep)
+    for loop.step in range(1, 6):
+        loop._save({})
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:06d}" for step in range(6 - keep, 6)]
+
+
 def test_every_checkpoint_is_a_model_folder(stopped):
     for folder in checkpoints(stopped):
         model = AutoModelForCausalLM.from_pretrained(folder)

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from training_setup import (
+    ToyBatches,
     losses,
     recipe,
     save_often,
@@ -20,6 +21,7 @@ from training_setup import (
     weights,
 )
 
+from nanochat.common import UserError
 from nanochat.training import loop as loop_module
 from nanochat.training.checkpoint import Checkpoint
 from nanochat.training.loop import Interrupted
@@ -113,6 +115,43 @@ def test_a_crash_goes_back_to_the_last_checkpoint(tmp_path, uninterrupted, monke
     assert rest.resume() and 0 < rest.step < 15
     rest.run()
     assert_same(tmp_path, rest.model, uninterrupted)
+
+
+def test_dropout_goes_on_as_it_would_have(tmp_path):
+    """Its random numbers follow from the step, so nothing of them has to be saved."""
+    made = recipe(10)
+    toy_loop(tmp_path / "whole", tiny_model(attention_dropout=0.2), recipe=made).run()
+    cut = toy_loop(tmp_path / "cut", tiny_model(attention_dropout=0.2), before=stop_at(4), recipe=made)
+    with pytest.raises(Interrupted):
+        cut.run()
+    torch.rand(3)
+    rest = toy_loop(tmp_path / "cut", tiny_model(seed=5, attention_dropout=0.2), recipe=made)
+    assert rest.resume()
+    rest.run()
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+class OtherBatches(ToyBatches):
+    def batch(self, step, *arguments):
+        return super().batch(step + 1, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "pattern"),
+    [
+        (
+            {"recipe": recipe(STEPS, matrix_lr=0.5)},
+            r"step-000008 was trained with matrix_lr = 0\.02, but now it is 0\.5",
+        ),
+        ({"batches": OtherBatches()}, "step-000008 was trained with first batch = .*choose another --run"),
+    ],
+    ids=["recipe", "data"],
+)
+def test_what_was_changed_behind_a_stopped_run_is_noticed(tmp_path, changed, pattern):
+    with pytest.raises(Interrupted):
+        toy_loop(tmp_path, before=stop_at(7), recipe=recipe(STEPS)).run()
+    with pytest.raises(UserError, match=pattern):
+        toy_loop(tmp_path, **({"recipe": recipe(STEPS)} | changed)).resume()
 
 
 def test_the_seconds_of_all_sessions_add_up(tmp_path):

@@ -31,6 +31,7 @@ from nanochat.training.run_log import RunLog, Track
 from nanochat.training.step import Numbers, Outcome, TrainingStep
 
 VALIDATIONS = 10  # per run, spread evenly; the last one after the last step
+READ_LATER = {"cuda": 1}  # steps told to a device before the numbers of the first one are read: it is never waited for
 CHECKPOINT_SECONDS = 30.0  # least time between checkpoints; they never take more than a twentieth of the time
 
 
@@ -117,7 +118,7 @@ class TrainingLoop:
         recipe, begun, last_save, save_seconds = self.recipe, time.monotonic(), time.monotonic(), 0.0
         seconds_before, origin = self.seconds, self._origin()
         every = math.ceil(recipe.steps / VALIDATIONS)
-        late = 1 if self.model.device.type == "cuda" else 0  # a GPU's numbers are read while it does the next step
+        late = READ_LATER.get(self.model.device.type, 0)
         unread: list[Numbers] = []
         self.model.train()
         with (

@@ -71,6 +71,7 @@ class TrainingStep:
         distributed.check_batch(recipe.batch_size, recipe.seq_len)
         self.model, self.recipe = model, recipe
         self.rows = min(max(1, recipe.micro_batch_tokens // recipe.seq_len), recipe.batch_size)  # of a micro-batch
+        self.recomputes = False  # activations on the way back
         self.whole_weights = distributed.whole_weights_fit(model)
         self.loss_of = distributed.shard(model, loss_of, self.whole_weights)
         self.optimizers = build_optimizers(
@@ -169,8 +170,9 @@ class TrainingStep:
         if self.rows > 1:
             self.rows //= 2
             logger.warning(f"Memory ran out with {rows}; going on with {self.rows}.")
-        elif not self.model.is_gradient_checkpointing:
+        elif not self.recomputes:
             self.model.gradient_checkpointing_enable()
+            self.recomputes = True
             logger.warning(f"Memory ran out with {rows}; going on with activation checkpointing, which is slower.")
         else:
             raise UserError(f"Memory does not suffice for {rows}; choose a smaller --depth or --seq-len.")
