@@ -34,6 +34,15 @@ def test_documents_begin_with_bos_and_hold_no_other_control_token(tiny_tokenizer
         assert tiny_tokenizer.decode(ids[1:]) == text
 
 
+def test_documents_that_tiktoken_cannot_take(tiny_tokenizer):
+    blanks = "a" + " " * 200_000 + "b"
+    rows = [ids for ids, _ in tokenize_documents(["x", blanks, "y"], tiny_tokenizer)]
+    assert [tiny_tokenizer.decode(ids[1:]) for ids in rows] == ["x", blanks, "y"]
+    with pytest.raises(UserError, match=r"lone surrogate '\\ud83d' at character 1"):
+        list(tokenize_documents(["fine", "a\ud83d"], tiny_tokenizer))
+    assert not list(tokenize_documents([], tiny_tokenizer))
+
+
 def test_conversations_are_masked(tiny_tokenizer):
     encode = ConversationEncoder(tiny_tokenizer, 99)
     one, _ = encode([turns("hi", "the cat"), turns("a", "b")])

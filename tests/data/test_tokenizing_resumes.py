@@ -1,5 +1,6 @@
 """Tokenizing that is killed, stopped, out of disk space, or asked for more than memory holds."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -112,14 +113,13 @@ def test_conversations_go_on_with_their_counts(tiny_tokenizer, tmp_path, monkeyp
 
     whole = work(tmp_path / "whole")
     assert "were dropped" in whole
-    stopped_after(monkeypatch, 5)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(monkeypatch, 5):
         work(tmp_path / "stopped")
-    monkeypatch.undo()
     assert work(tmp_path / "stopped") == whole
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+@contextlib.contextmanager
 def stopped_after(monkeypatch, commits):
     """Ctrl-C right after so many commits."""
     real = tokenization.StoreWriter.commit
@@ -130,7 +130,9 @@ def stopped_after(monkeypatch, commits):
         if next(left, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokenization.StoreWriter, "commit", commit)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokenization.StoreWriter, "commit", commit)
+        yield
 
 
 def test_what_was_begun_with_other_settings_is_not_gone_on_with(names, tiny_tokenizer, tmp_path, monkeypatch):
@@ -140,10 +142,8 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(names, tiny_toke
         tokenize(tmp_path / "a", corpus, DocumentEncoder(tiny_tokenizer), report=told.append, **options)
         return " ".join(told)
 
-    stopped_after(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(monkeypatch, 3):
         work("folder")
-    monkeypatch.undo()
     left = tmp_path / ".a.partial" / "progress.json"
     begun, progress = left.read_text(), json.loads(left.read_text())
     assert f"{progress['tokens']:,} tokens of other data, another tokenizer or another length" in work()

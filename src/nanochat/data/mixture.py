@@ -37,11 +37,11 @@ class Lane(Generic[Item, T]):
     Args:
         source: where the items come from.
         prepare: makes of a chunk of items what is given out, one for each.
-        size_of: of an item; a chunk ends with the item that makes `chunk_size` full, or after `chunk_items`.
+        size_of: of an item; a chunk ends with the item that makes `chunk_size` full.
         repeats: whether to begin again at the end of the source.
         pool: prepares chunks; without one, each is prepared when its turn comes.
         ahead: how many chunks, or as much as that, may lie prepared: memory does not grow with the source.
-        state: of such a lane before; goes on from there.
+        state: of such a lane before, with the same `chunk_size`; goes on from there.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class Lane(Generic[Item, T]):
         repeats: bool,
         *,
         chunk_size: int,
-        chunk_items: int | None = None,
         pool: Executor | None = None,
         ahead: int = 0,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.source = source
         self._prepare, self._size_of, self._repeats = prepare, size_of, repeats
-        self._chunk_size, self._chunk_items, self._pool, self._ahead = chunk_size, chunk_items, pool, ahead
+        self._chunk_size, self._pool, self._ahead = chunk_size, pool, ahead
         self._state = state or {"pass": 0, "place": None, "begin": 0, "given": 0}
         self._unread = self._chunks(self._state["pass"], self._state["place"], self._state["begin"])
         self._pending: deque[_Chunk[T]] = deque()
@@ -125,7 +124,7 @@ class Lane(Generic[Item, T]):
                     full = None
                 items.append(item)
                 size += self._size_of(item)
-                if size >= self._chunk_size or len(items) == self._chunk_items:
+                if size >= self._chunk_size:
                     full = self._chunk(number, place, begin, items, size)
                     items, size = [], 0
                     place, begin = self.source.place(), full.end

@@ -112,8 +112,8 @@ def tokenize(
     """Write the store of `corpus` to `folder` and open it; if it is there already, from the same, only open it.
 
     After a kill the next call goes on from at most a few seconds before it. The store is the same to the byte, however
-    many threads and kills it took. Memory is bounded by `workers` and the longest document, not by the corpus: about
-    four chunks of 250,000 characters for each worker and source.
+    many threads and kills it took. Memory does not grow with the corpus: for each source it holds two chunks of 250,000
+    characters for each worker, and about ten times the longest document.
 
     Args:
         max_tokens: where to stop; see `StoreWriter`.
@@ -124,7 +124,7 @@ def tokenize(
     Raises:
         UserError: what is wrong with the source, or the disk is full.
     """
-    made_of = [corpus.identity, encoder.identity(), max_tokens]
+    made_of = [corpus.identity, encoder.identity(), max_tokens, CHUNK_CHARACTERS]
     key = hashlib.blake2b(json.dumps(made_of).encode(), digest_size=16).hexdigest()
     if (Path(folder) / "meta.json").exists() and (store := TokenStore.open(folder)).meta.key == key:
         return store
