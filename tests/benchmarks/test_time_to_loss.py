@@ -18,8 +18,9 @@ def test_a_quick_run_ends_with_its_results_and_keeps_none():
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])["parts"]["primer"]["results"]
-    for name in ("nanochat", "transformers"):
-        [run] = results[name]["runs"]
+    assert "nanochat" in results and len(results) > 1
+    for result in results.values():
+        [run] = result["runs"]
         steps, seconds, values = zip(*run["curve"])
         assert steps[-1] == 5 and values[-1] < values[0]
         assert 0 < seconds[0] < seconds[-1] == run["seconds"] < run["seconds_from_launch"]
