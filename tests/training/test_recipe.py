@@ -34,7 +34,7 @@ def test_a_deeper_model_is_larger_and_sees_more():
     for shallow, deep in itertools.pairwise(recipes):
         assert deep.hidden_size > shallow.hidden_size
         assert deep.tokens > shallow.tokens
-        assert deep.batch_tokens >= shallow.batch_tokens - deep.seq_len  # rounded to whole rows
+        assert deep.batch_tokens >= shallow.batch_tokens - 8 * deep.seq_len  # rounded to eights of rows
         assert deep.seq_len >= shallow.seq_len
         assert deep.flops(deep.config()) > shallow.flops(shallow.config())
 
@@ -110,3 +110,9 @@ def test_the_summary_names_what_will_happen():
 def test_a_recipe_goes_through_json():
     made = recipe()
     assert Recipe(**json.loads(json.dumps(dataclasses.asdict(made)))) == made
+
+
+@pytest.mark.parametrize("depth", [4, 7, 12, 20, 32])
+def test_large_batches_can_be_shared_by_eight_processes(depth):
+    made = Recipe.from_depth(depth, 32768, dtype="float32")
+    assert made.batch_size < 8 or made.batch_size % 8 == 0

@@ -162,4 +162,5 @@ def _check(name: str, value: Any) -> None:
 def _batch_tokens(tokens: int, seq_len: int) -> int:
     rule = 2**19 * (tokens / 1e9) ** 0.383  # the original's exponent; about 2^19 tokens for its depth 12
     target = min(rule, max(2**12, tokens / 1000), 2**19)
-    return max(1, round(2 ** round(math.log2(target)) / seq_len)) * seq_len
+    rows = 2 ** round(math.log2(target)) / seq_len
+    return (8 * round(rows / 8) if rows >= 8 else max(1, round(rows))) * seq_len  # 2, 4 or 8 processes can share it
