@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def against_peers(shape: dict, steps: int, only: str | None) -> None:
-    names = [name for name in ["nanochat", *PEERS] if only is None or only in name]
+    names = [name for name in [*PEERS, "nanochat"] if only is None or only in name]
     facts, peak = machine(), peak_matmul(torch.bfloat16)
     results = {name: run(name, shape, steps) for name in names}
     lines = [
