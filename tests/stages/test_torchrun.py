@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from toy_data import write_corpus
@@ -24,18 +25,30 @@ def start(arguments, launcher=()):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def torchrun(*arguments):
-    return start(arguments, [*TORCHRUN, "--rdzv-endpoint", "localhost:0"])
+def torchrun(*arguments, restarts=0):
+    return start(arguments, [*TORCHRUN, "--rdzv-endpoint", "localhost:0", "--max-restarts", str(restarts)])
+
+
+def wait_for_steps(process, run, steps):
+    deadline = time.monotonic() + 90
+    while len(read_metrics(run / "metrics.jsonl")) < steps:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+
+
+def process_of_rank(launcher, rank):
+    """The process that a launcher has started with this RANK."""
+    children = map(int, Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split())
+    ranks = {child: f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes() for child in children}
+    [found] = [child for child, matches in ranks.items() if matches]
+    return found
 
 
 @pytest.mark.slow
 def test_two_processes_are_stopped_one_goes_on_and_a_third_time_is_refused(tmp_path):
     run, data = tmp_path / "run", write_corpus(tmp_path / "corpus.jsonl")
     both = torchrun("pretrain", "--run", run, "--data", data, *SIZES)
-    deadline = time.monotonic() + 90
-    while len(read_metrics(run / "metrics.jsonl")) < 20:
-        assert both.poll() is None and time.monotonic() < deadline, both.communicate()
-        time.sleep(0.1)
+    wait_for_steps(both, run, 20)
     both.send_signal(signal.SIGINT)
     out, _ = both.communicate(timeout=60)
     assert out.count("Stopped after step") == 1 and "--resume" in out
@@ -53,3 +66,16 @@ def test_two_processes_are_stopped_one_goes_on_and_a_third_time_is_refused(tmp_p
     _, err = refused.communicate(timeout=90)
     assert refused.returncode != 0
     assert err.count("was begun before; go on with --resume") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds its processes as on Linux")
+def test_when_a_process_is_killed_torchrun_starts_again_and_the_run_goes_on(tmp_path):
+    run, data = tmp_path / "run", write_corpus(tmp_path / "corpus.jsonl")
+    both = torchrun("pretrain", "--run", run, "--data", data, *SIZES, restarts=1)
+    wait_for_steps(both, run, 20)
+    os.kill(process_of_rank(both, 1), signal.SIGKILL)
+    _, err = both.communicate(timeout=120)
+    assert both.returncode == 0, err
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == list(range(1000))
+    assert (run / "base" / "config.json").is_file()

@@ -39,7 +39,9 @@ class Batch:
     position_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`."""
+        """The batch on `device`; a GPU fetches it when it comes to it, and is not waited for."""
+        if device.type == "cuda":
+            return self._map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
         return self._map(lambda tensor: tensor.to(device))
 
     def split(self, rows: int) -> Iterator["Batch"]:

@@ -82,8 +82,8 @@ class TrainingLoop:
         self.checkpoints, self.metrics, self.keep = checkpoints, metrics, keep
         self.save_model, self.validate = save_model, validate
         self.meter, self.track = meter or Meter(recipe, model.config), track
+        self.train_step = TrainingStep(model, recipe)  # first, for it may move the model to another device
         self.acceleration = accelerate(model, recipe.seq_len)  # a line that says how the layers are made fast
-        self.train_step = TrainingStep(model, recipe)
         self.step = 0  # steps done
         self.seconds = 0.0  # spent training, over all sessions of this run
 
