@@ -77,6 +77,48 @@ def chat(
     terminal.chat(Engine.from_pretrained(model or terminal.newest_model(Path("runs"))), params=params, prompt=prompt)
 
 
+def serve(
+    model: tyro.conf.Positional[str | None] = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    quantize: Literal["bf16", "int8", "int4"] | None = None,
+    max_waiting: int = 256,
+    time_limit: float = 600.0,
+    allow_host: tuple[str, ...] = (),
+    allow_origin: tuple[str, ...] = (),
+    log_content: bool = False,
+) -> None:
+    """Serve a model to OpenAI clients, and a chat page to browsers.
+
+    Args:
+        model: a model folder or a hub id; the newest model under runs/ if none is given.
+        host: address to listen on; 0.0.0.0 lets other machines in.
+        port: 0 takes a free one.
+        api_key: what clients must present. Better in the environment, as NANOCHAT_API_KEY: others can't see it there.
+        quantize: keep the weights in fewer bits.
+        max_waiting: requests that may wait for the engine; one more is told to come back later (429).
+        time_limit: seconds an answer may take; what there is by then is the answer.
+        allow_host: names beside localhost by which clients address this server.
+        allow_origin: web pages that may use the API, like https://example.org.
+        log_content: log what is asked and answered.
+    """
+    from nanochat.inference import Engine
+    from nanochat.serving import server, terminal
+
+    source = model or str(terminal.newest_model(Path("runs")))
+    settings = server.Settings(
+        model=server.model_id(source),
+        api_key=api_key or os.environ.get("NANOCHAT_API_KEY"),
+        allowed_hosts=allow_host,
+        allowed_origins=allow_origin,
+        max_waiting=max_waiting,
+        time_limit=time_limit,
+        log_content=log_content,
+    )
+    server.serve(lambda: Engine.from_pretrained(source, quantize=quantize), settings, host, port)
+
+
 def evaluate(model: tyro.conf.Positional[str | None] = None, questions: int = 50, seed: int = 1) -> None:
     """Score a chat model on the held-out questions of the Primer's skills.
 
@@ -149,6 +191,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sft": sft,
     "compare": compare,
     "chat": chat,
+    "serve": serve,
     "evaluate": evaluate,
     "primer": primer,
     "tokenizer train": train_tokenizer,

@@ -1,1 +1,1 @@
-"""Serving: talking with a model, for now in the terminal."""
+"""Serving: the chat in the terminal, the OpenAI-compatible server, and the page it serves."""
