@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from nanochat.common import atomic_file
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "typed.h")]
+_HERE = Path(__file__).parent
 # What vectorising sums needs of -ffast-math: the whole of it would change how the process rounds tiny numbers.
 LOOSE = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"]
-FLAGS = ["-O3", "-march=native", *LOOSE, "-fopenmp", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 SUFFIX = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
 
 
@@ -29,8 +30,8 @@ class Kernels:
     the CPU; `None` is a null pointer. They run on PyTorch's own OpenMP threads, `torch.get_num_threads()` of them.
     """
 
-    def __init__(self, library: Path):
-        self._library = ctypes.CDLL(str(library))
+    def __init__(self, library: ctypes.CDLL):
+        self._library = library
 
     def __call__(self, name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
         """Call a kernel.
@@ -53,9 +54,15 @@ def _as_c(argument: Tensor | int | float | None) -> Any:
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """The kernels, built for this machine if they are not there yet; None without a C compiler that can.
+    """The kernels of training, built for this machine if they are not there yet; None where `library` is None."""
+    built = library("kernels.c", "typed.h", flags=LOOSE)
+    return built and Kernels(built)
 
-    The library is kept in `$XDG_CACHE_HOME/nanochat` (`~/.cache/nanochat`), under a name that depends on the source,
+
+def library(source: str, *headers: str, flags: Sequence[str]) -> ctypes.CDLL | None:
+    """A C file of this folder, compiled for this machine if that hasn't been done yet; None without a C compiler that can.
+
+    It is kept in `$XDG_CACHE_HOME/nanochat` (`~/.cache/nanochat`), under a name that depends on the source,
     the compiler and the processor. `NANOCHAT_NATIVE=0` does without.
     """
     if os.environ.get("NANOCHAT_NATIVE") == "0":
@@ -64,22 +71,22 @@ def kernels() -> Kernels | None:
     if compiler is None:
         return None
     try:
-        return Kernels(_built(compiler))
+        return ctypes.CDLL(str(_built(compiler, [_HERE / name for name in (source, *headers)], [*FLAGS, *flags])))
     except (OSError, subprocess.SubprocessError):  # no OpenMP, no place to write, a compiler that is none
         return None
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    parts = [source.read_bytes() for source in SOURCES]
-    key = hashlib.blake2b(b"\0".join([*parts, version, _processor(), shlex.join(FLAGS).encode()]), digest_size=8)
+    parts = [source.read_bytes() for source in sources]
+    key = hashlib.blake2b(b"\0".join([*parts, version, _processor(), shlex.join(flags).encode()]), digest_size=8)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat"
-    library = cache / f"kernels-{key.hexdigest()}.so"
-    if not library.exists():
-        with atomic_file(library) as temporary:
-            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(temporary), "-lm"]
+    built = cache / f"{sources[0].stem}-{key.hexdigest()}.so"
+    if not built.exists():
+        with atomic_file(built) as temporary:
+            command = [compiler, *flags, str(sources[0]), "-o", str(temporary), "-lm"]
             subprocess.run(command, capture_output=True, check=True, timeout=120)
-    return library
+    return built
 
 
 def _processor() -> bytes:

@@ -1,0 +1,136 @@
+"""The native decoder: `decoder.c` with a model's weights and a cache of keys and values in pages."""
+
+import ctypes
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.native import library
+from nanochat.native.packing import FORMATS, PANEL
+
+PAGE = 16  # positions
+STRICT = ["-fno-math-errno", "-fno-trapping-math"]  # sums keep their order: results don't depend on the batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The numbers of a model; all but `vocab_size` are multiples of 16."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_size: int
+    vocab_size: int
+    eps: float
+    softcap: float | None
+    angle_scale: float
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("layers", "C", "H", "K", "D", "hidden", "V")),
+        *((name, ctypes.c_int64) for name in ("format", "cache_format", "embedding_format", "pages", "threads")),
+        *((name, ctypes.c_float) for name in ("eps", "scale", "cap", "angle_scale")),
+        *((name, ctypes.c_void_p) for name in ("weights", "embedding", "frequencies", "keys", "values")),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("N", "sequences", "kept", "table_width")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "starts", "lengths", "table", "rows", "logits")),
+    ]
+
+
+@functools.cache
+def decoder_library() -> ctypes.CDLL | None:
+    """`decoder.c`, built; None where it can't be."""
+    return library("decoder.c", flags=STRICT)
+
+
+class NativeDecoder:
+    """Runs steps of a model on the CPU: new tokens of many sequences through all layers, in one call.
+
+    A token's logits depend, to the bit, on nothing but the tokens before it: not on the batch, nor on how a prompt was
+    cut into steps. Keys and values are kept in fp32 for fp32 weights, else in bf16.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        format: str,
+        weights: Sequence[Tensor],  # packed: per layer qkv, o, fc1, fc2; then the head
+        embedding: Tensor,  # (V, C) fp32 or bf16
+        frequencies: Tensor,  # (D / 2) fp32
+        pages: int,
+        threads: int,
+    ):
+        built = decoder_library()
+        assert built is not None
+        self._library = built
+        self.shape, self.format, self.pages = shape, format, pages
+        self.weight_bytes = sum(weight.nbytes for weight in weights)
+        kept = np.float32 if format == "fp32" else np.uint16
+        size = (shape.layers, pages, shape.kv_heads, PAGE * shape.head_dim)
+        self._keys, self._values = np.zeros(size, kept), np.zeros(size, kept)  # memory comes with the first use
+        self._weights, self._embedding, self._frequencies = list(weights), embedding.contiguous(), frequencies
+        pointers = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
+        self._pointers = pointers
+        self._model = _Model(
+            shape.layers, shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim, shape.mlp_size,
+            shape.vocab_size, FORMATS.index(format), kept is not np.float32, embedding.dtype == torch.bfloat16, pages,
+            threads, shape.eps, shape.head_dim**-0.5, shape.softcap or 0.0, shape.angle_scale,
+            ctypes.addressof(pointers), self._embedding.data_ptr(), frequencies.data_ptr(), self._keys.ctypes.data,
+            self._values.ctypes.data,
+        )  # fmt: skip
+
+    @property
+    def threads(self) -> int:
+        """How many threads a step runs on."""
+        return self._model.threads
+
+    def step(
+        self,
+        tokens: Sequence[int],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        tables: Sequence[Sequence[int]],
+        rows: Sequence[int],
+    ) -> Tensor:
+        """Run new tokens and keep their keys and values; return the logits of some, (len(rows), V) fp32.
+
+        Args:
+            tokens: of all sequences, one after the other.
+            starts: where each sequence's tokens begin in `tokens`, and at the end their number.
+            lengths: how many positions of each sequence are filled after the step.
+            tables: the pages of each sequence, in order.
+            rows: positions in `tokens` whose logits are wanted.
+
+        Raises:
+            MemoryError: if there is none for intermediate results.
+        """
+        width = max(map(len, tables))
+        table = np.zeros((len(tables), width), np.int32)
+        for line, pages in zip(table, tables):
+            line[: len(pages)] = pages
+        arrays = [np.array(numbers, np.int64) for numbers in (tokens, starts, lengths, rows)]
+        V = self.shape.vocab_size
+        logits = torch.empty(len(rows), -(-V // PANEL) * PANEL)
+        at = [array.ctypes.data for array in arrays]
+        batch = _Batch(
+            len(tokens), len(tables), len(rows), width, at[0], at[1], at[2], table.ctypes.data, at[3], logits.data_ptr()
+        )
+        if self._library.decoder_step(ctypes.byref(self._model), ctypes.byref(batch)) != 0:
+            raise MemoryError(f"no memory for the intermediate results of {len(tokens)} tokens")
+        return logits[:, :V]
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the keys and values of a page over those of another."""
+        self._keys[:, target] = self._keys[:, source]
+        self._values[:, target] = self._values[:, source]

@@ -1,0 +1,70 @@
+"""Weights as the native decoder reads them: panels of 16 output columns, in floats or in groups of 8- or 4-bit numbers."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FORMATS = ("fp32", "bf16", "int8", "int4")  # by the number that decoder.c has for each
+PANEL = 16  # output columns that lie together
+GROUP = 32  # inputs that share a scale
+BITS = {"int8": 8, "int4": 4}
+
+
+def pack(weight: Tensor, format: str) -> Tensor:
+    """Rearrange (and round) a weight (outputs, inputs) for `decoder.c`.
+
+    Outputs are filled up with zeros to whole panels. Floats: (panels, inputs, 16). Integers: (panels, inputs / 32, bytes),
+    each group 16 scales in bf16 and then its numbers; inputs must be a multiple of 32.
+    """
+    weight = F.pad(weight.detach().float().cpu(), (0, 0, 0, -len(weight) % PANEL))
+    panels, inputs = len(weight) // PANEL, weight.shape[1]
+    if format not in BITS:
+        dtype = torch.bfloat16 if format == "bf16" else torch.float32
+        return weight.view(panels, PANEL, inputs).mT.to(dtype).contiguous()
+    groups = weight.view(panels, PANEL, inputs // GROUP, GROUP)
+    scales, numbers = _rounded(groups, BITS[format])
+    if format == "int8":  # pairs of inputs beside each other, column after column
+        data = numbers.to(torch.int8).unflatten(-1, (-1, 2)).permute(0, 2, 3, 1, 4)
+    else:  # words of four 4-bit numbers, from four pairs
+        quads = (numbers + 8).to(torch.int32).unflatten(-1, (-1, 4, 2)).permute(0, 2, 3, 1, 5, 4)
+        words = (quads << torch.tensor([0, 4, 8, 12], dtype=torch.int32)).sum(-1)
+        data = torch.where(words < 2**15, words, words - 2**16).to(torch.int16)
+    data_bytes = data.contiguous().view(torch.uint8).flatten(2)
+    scale_bytes = scales.mT.contiguous().view(torch.uint8)
+    return torch.cat([scale_bytes, data_bytes], dim=-1).contiguous()
+
+
+def rounded_weight(weight: Tensor, format: str) -> Tensor:
+    """What a weight (outputs, inputs) is in a format, as fp32: its twin for tests and for products elsewhere."""
+    if format not in BITS:
+        return weight.detach().to(torch.bfloat16 if format == "bf16" else torch.float32).float()
+    groups = weight.detach().float().unflatten(1, (-1, GROUP))
+    scales, numbers = _rounded(groups, BITS[format])
+    return (scales.float()[..., None] * numbers).flatten(1)
+
+
+def _rounded(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales (..., ) in bf16 and whole numbers (..., 32) in fp32 that stand for groups (..., 32) of weights.
+
+    The largest number of a group becomes the most negative one (with 4 bits there is one more of those). With 4 bits,
+    of some scales around that, the one with the least squared error is taken.
+    """
+    most = 2 ** (bits - 1) - (bits == 8)
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
+    factors = (1.0,) if bits == 8 else (1.0, 0.93, 0.86, 1.07, 1.14)
+    best: tuple[Tensor, Tensor] | None = None
+    least = torch.full(largest.shape, torch.inf)
+    for factor in factors:
+        scales = (largest * (-factor / most)).bfloat16()
+        divisors = scales.float().where(scales != 0, torch.ones(()))[..., None]
+        numbers = (groups / divisors).round().clamp(-most, 2 ** (bits - 1) - 1)
+        error = (groups - numbers * divisors).square().sum(-1)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = (
+            (scales, numbers)
+            if best is None
+            else (torch.where(better, scales, best[0]), torch.where(better[..., None], numbers, best[1]))
+        )
+    assert best is not None
+    return best
