@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from nanochat import host
 from nanochat.model.accounting import training_state_bytes
-from nanochat.training import machine as machine_module
 from nanochat.training.machine import DATA_SHEETS, Machine, measured_peak, this_machine
 from nanochat.training.recipe import Recipe
 
@@ -145,19 +145,19 @@ def test_micro_batches_share_the_batch_out_evenly(rows):
 @pytest.mark.parametrize(("quota", "processors"), [("max 100000", 64), ("200000 100000", 2), ("150000 100000", 2),
                                                    ("10000 100000", 1), ("9900000 100000", 64), ("", 64)])  # fmt: skip
 def test_processors_are_those_that_the_container_allows(monkeypatch, quota, processors):
-    monkeypatch.setattr(machine_module.os, "sched_getaffinity", lambda pid: range(64), raising=False)
-    monkeypatch.setattr(machine_module, "_read", lambda path: quota)
-    assert machine_module.allowed_processors() == processors
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    monkeypatch.setattr(host, "read_text", lambda path: quota)
+    assert host.allowed_processors() == processors
 
 
 @pytest.mark.parametrize(("limit", "free"), [("max", 8 * GIB), (str(3 * GIB), 2 * GIB), (str(99 * GIB), 8 * GIB)])
 def test_memory_is_what_is_available_within_the_container(monkeypatch, limit, free):
     files = {"/proc/meminfo": f"MemTotal: 99 kB\nMemAvailable: {8 * 2**20} kB", "/sys/fs/cgroup/memory.max": limit,
              "/sys/fs/cgroup/memory.current": str(GIB)}  # fmt: skip
-    monkeypatch.setattr(machine_module, "_read", files.__getitem__)
-    assert machine_module._free_memory("cpu") == free
+    monkeypatch.setattr(host, "read_text", files.__getitem__)
+    assert host.free_memory("cpu") == free
 
 
 def test_elsewhere_than_on_linux_half_of_the_memory_counts(monkeypatch):
-    monkeypatch.setattr(machine_module, "_read", lambda path: "")
-    assert machine_module._free_memory("cpu") > 2**26
+    monkeypatch.setattr(host, "read_text", lambda path: "")
+    assert host.free_memory("cpu") > 2**26

@@ -1,58 +1,93 @@
-"""The engine: from prompts to answers, many at once, with a key/value cache and the calculator in the loop."""
+"""The engine: many requests at once, step by step, with a cache that remembers and the calculator in the loop.
 
-import contextlib
+A step is: schedule (who computes what), run (the model), choose (the next tokens), emit (what the reader sees).
+"""
+
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from nanochat.checkpoints.folder import load_model
 from nanochat.common import UserError
-from nanochat.data.conversations import Conversation, Part
-from nanochat.inference.cache import RoomyLayer
+from nanochat.data.conversations import Conversation
+from nanochat.host import allowed_processors, free_memory
+from nanochat.inference.cache import KVCache
 from nanochat.inference.calculator import calculate
-from nanochat.inference.sampling import SamplingParams, sample
-from nanochat.inference.transcript import Delta, FinishReason, Transcript, Vocabulary, join_deltas
+from nanochat.inference.prepared import prepared_weights
+from nanochat.inference.request import Request, Result, Sample
+from nanochat.inference.runner import CHUNKS, NativeRunner, Runner, TorchRunner, page_bytes
+from nanochat.inference.sampler import choose, logprobs_of
+from nanochat.inference.sampling import SamplingParams
+from nanochat.inference.scheduler import MOST_RUNNING, Batch, Scheduler
+from nanochat.inference.transcript import Delta, FinishReason, Token, Vocabulary
+from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.model.native import native_obstacle
+from nanochat.native.decoder import PAGE
+from nanochat.native.packing import FORMATS
 from nanochat.tokenizer import NanoChatTokenizer
 
 Prompt = str | Sequence[int] | Conversation
+Emitted = tuple[Request, Delta]
 
-MAX_ROWS = 64  # decoded together; more prompts wait their turn
+CACHE_SHARE = 0.3  # of the free memory
+FORMAT_OF = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
-class Result:
-    """One answer.
+class Stats:
+    """What the engine is doing: counts of answers, of pages of 16 tokens, of tokens since it was made."""
 
-    Attributes:
-        token_ids: Every token after the prompt: the results of tools and the stop token are among them.
-        text: What the reader sees; calls of the calculator and their results are left out.
-        parts: The assistant message's content, to be put back into the conversation.
-        finish_reason: "stop" at a stop token; "length" at `max_new_tokens` or the end of the context.
-    """
-
-    token_ids: list[int]
-    text: str
-    parts: list[Part]
-    finish_reason: FinishReason
+    running: int
+    waiting: int
+    pages_used: int
+    pages_total: int
+    pages_cached: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
 
 
 class Engine:
-    """Generates with a model and its tokenizer, on the model's device and in its dtype.
+    """Generates with a model and its tokenizer.
 
     A prompt is a string (plain text: `<|bos|>` is put before it and control tokens in it are ordinary characters), a
     conversation (`[{"role": "user", "content": "Hi"}]`; the assistant's turn is opened) or a list of token ids (taken
     as they are). Where the model calls the calculator (`<|python_start|>…<|python_end|>`), the engine computes the
     expression and writes the result into the answer; if it can't be computed, the model goes on alone. The model
     itself can't write tool results or anybody else's turn: those tokens are never chosen.
+
+    On a CPU the native decoder computes, where there is a C compiler: then an answer is the same to the bit whatever
+    else is in the batch and in the cache. Elsewhere the model itself does, in plain PyTorch. An engine belongs to one
+    thread; `AsyncEngine` lends it to many tasks.
+
+    Args:
+        model: On the device and in the dtype to compute with. If it is trained on, the engine takes the new weights
+            the next time it has nothing to do.
+        tokenizer: The model's.
+        quantize: "bf16", "int8" or "int4": weights rounded to this format, on a CPU. None: as they are.
+        threads: Of the native decoder; as many as PyTorch uses if not given. Nothing in the process is changed by it.
+        cache_tokens: For how many tokens there are keys and values; by the free memory if not given.
+
+    Raises:
+        UserError: if tokenizer and model don't belong together, or the format can't be had: it says why.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: NanoChatTokenizer) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: NanoChatTokenizer,
+        quantize: str | None = None,
+        *,
+        threads: int | None = None,
+        cache_tokens: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length: int = model.config.max_position_embeddings  # tokens of prompt and answer together
@@ -66,22 +101,32 @@ class Engine:
         forbidden[self._vocabulary.reserved] = True
         forbidden[len(tokenizer) :] = True  # rows of a padded embedding stand for no text
         self._forbidden = forbidden.to(model.device)
+        self._folder = folder
+        self._threads = threads
+        self._cache_tokens = cache_tokens
+        self._format = _format(model, quantize)
+        self._load()
+        self._early: list[Emitted] = []  # given beginnings of answers
+        self._computed_prompt_tokens = self._cached_tokens = self._generated_tokens = 0
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "Engine":
-        """Load model and tokenizer from a folder or the hub; on the GPU if there is one.
+    def from_pretrained(cls, source: str | Path, quantize: str | None = None, **kwargs: Any) -> "Engine":
+        """Load model and tokenizer from a folder or the hub; on the GPU if there is one. Arguments as of the class.
+
+        Rounded weights are kept in the folder, in `.prepared`, so that they are made only once.
 
         Raises:
             UserError: if there is no such folder or id, or no whole model in it.
         """
         model, tokenizer = load_model(source)
         device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), tokenizer)
+        folder = Path(source).expanduser()
+        return cls(model.to(device), tokenizer, quantize, folder=folder if folder.is_dir() else None, **kwargs)
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Result]:
-        """Answer every prompt; the results are in the order of the prompts.
+        """Answer every prompt; the results are in the order of the prompts, those of one with n > 1 side by side.
 
         `params` is one for all or one each; with one for all and a seed in it, equal prompts get equal answers.
 
@@ -96,28 +141,145 @@ class Engine:
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
         if len(each) != len(prompts):
             raise UserError(f"got {len(prompts)} prompts but {len(each)} SamplingParams: one for all, or one each")
-        rows = [self._row(prompt, its, f"prompt {n}") for n, (prompt, its) in enumerate(zip(prompts, each))]
-        # Rows of like length together pad least; the longest first, so that lack of memory shows at once.
-        waiting = sorted(rows, key=lambda row: len(row.prompt), reverse=True)
-        for start in range(0, len(waiting), MAX_ROWS):
-            for row, delta in self._decode(waiting[start : start + MAX_ROWS]):
-                row.deltas.append(delta)
-        return [row.result() for row in rows]
+        requests = [self.prepare(prompt, its, name=f"prompt {n}") for n, (prompt, its) in enumerate(zip(prompts, each))]
+        for request in requests:
+            self.start(request)
+        try:
+            while not all(request.finished for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        for request in requests:
+            if request.error:
+                raise RuntimeError(request.error)
+        return [result for request in requests for result in request.results()]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, prefix: Sequence[int] = ()
+    ) -> Iterator[Delta]:
         """Return an iterator over the pieces of the answer to one prompt, as they come.
 
-        `join_deltas` makes message content of them. To stop early, stop iterating.
+        `join_deltas` makes message content of them. To stop early, stop iterating. The answer begins with the tokens
+        of `prefix`.
 
         Raises:
             UserError: at once, as in `generate`.
         """
-        row = self._row(prompt, params or SamplingParams(), "the prompt")
-        return (delta for _, delta in self._decode([row]))
+        return self._stream(self.prepare(prompt, params, prefix=prefix))
+
+    def _stream(self, request: Request) -> Iterator[Delta]:
+        self.start(request)
+        try:
+            while not request.finished:
+                yield from (delta for whose, delta in self.step() if whose is request)
+        finally:
+            self.cancel(request)
+        if request.error:
+            raise RuntimeError(request.error)
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None, *, prefix: Sequence[int] = ()) -> Request:
+        """Queue a prompt; `step` works on it until it is finished. The answer begins with the tokens of `prefix`.
+
+        Raises:
+            UserError: as in `generate`.
+        """
+        request = self.prepare(prompt, params, prefix=prefix)
+        self.start(request)
+        return request
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        prefix: Sequence[int] = (),
+        name: str = "the prompt",
+    ) -> Request:
+        """Check a prompt and make a request of it, without queueing it; may be called from any thread.
+
+        Raises:
+            UserError: as in `generate`, with `name` in it.
+        """
+        params = params or SamplingParams()
+        ids = self.encode(prompt, name)
+        beginning = self._checked_ids(prefix, "the prefix") if len(prefix) else []
+        length = len(ids) + len(beginning)
+        if length >= self.context_length:
+            raise UserError(
+                f"{name} has {length} tokens, but the model's context is {self.context_length} and the answer needs "
+                "room too: shorten it"
+            )
+        if params.logit_bias:
+            self._checked_ids(list(params.logit_bias), "logit_bias")
+        longest = min(length + params.max_new_tokens, self.context_length)
+        if longest > self._cache.pages * PAGE:
+            raise UserError(
+                f"{name} and its answer may take {longest} tokens, but the cache holds {self._cache.pages * PAGE}: "
+                "lower max_new_tokens or raise cache_tokens"
+            )
+        return Request(ids, params, self._vocabulary, self.context_length, beginning)
+
+    def start(self, request: Request) -> None:
+        """Queue a prepared request."""
+        if not self.has_work and self._weights_now() != self._weights_then:
+            self._load()
+        for sample in request.samples:
+            for n, id in enumerate(request.prefix, 1):
+                if sample.finish_reason is None:
+                    last = n == len(request.prefix)
+                    self._early += [(request, delta) for delta in self._accept(sample, Token(id, forced=True), last)]
+        self._scheduler.add(sample for sample in request.samples if sample.finish_reason is None)
+
+    def cancel(self, request: Request) -> list[Emitted]:
+        """End a request now and free its place; does nothing to a finished one. Returns its last pieces."""
+        emitted = []
+        for sample in request.samples:
+            if sample.finish_reason is None:
+                emitted.append((request, self._end(sample, "cancelled")))
+                self._scheduler.remove(sample)
+        return emitted
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._scheduler.running or self._scheduler.waiting or self._early)
+
+    def step(self) -> list[Emitted]:
+        """Compute the next tokens of some requests, in the order they came; return what that adds to their answers.
+
+        A request that can't go on ends with finish_reason "error" and the reason in `request.error`, the others go on.
+        """
+        emitted, self._early = self._early, []
+        batch = self._scheduler.schedule()
+        if batch.samples:
+            try:
+                logits = self._runner.run(batch)
+                emitted += self._emit(batch, logits)
+            except Exception as error:  # out of memory, damaged weights: these requests can't be answered
+                emitted += self._fail(batch.samples, error)
+        return emitted
+
+    def stats(self) -> Stats:
+        """What the engine is doing now."""
+        cache = self._cache
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            pages_used=cache.pages - cache.free,
+            pages_total=cache.pages,
+            pages_cached=cache.cached,
+            prompt_tokens=self._computed_prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+        )
+
+    def describe(self) -> str:
+        """One line for people: with what it computes, and for how many tokens it keeps keys and values."""
+        return f"{self._runner.describe()}, cache of {self._cache.pages * PAGE:,} tokens"
 
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Return the token ids of a prompt. Raises UserError, with `name` in it, if it is not one."""
-        size = self.model.config.vocab_size
         kinds = f"{name} must be a string, a conversation or a list of token ids"
         if not isinstance(prompt, Sequence):
             raise UserError(f"{kinds}, got {type(prompt).__name__}")
@@ -130,130 +292,180 @@ class Engine:
                 return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        ids: list[int] = []
-        for id in prompt:
+        return self._checked_ids(prompt, name, kinds)
+
+    def logprobs(self, token_ids: Sequence[int]) -> Tensor:
+        """The natural log of each token's probability given those before it: of T ids, (T - 1) fp32.
+
+        Raises:
+            UserError: for fewer than two ids, more than the context, or ids outside the vocabulary.
+        """
+        ids = self._checked_ids(token_ids, "token_ids")
+        if not 2 <= len(ids) <= self.context_length:
+            raise UserError(f"logprobs needs from 2 to {self.context_length} token ids, got {len(ids)}")
+        [sample] = Request(ids, SamplingParams(max_new_tokens=1), self._vocabulary, self.context_length + 1).samples
+        if not self._cache.reserve(sample, len(ids)):
+            raise UserError(f"the cache has no room for {len(ids)} tokens now: raise cache_tokens")
+        pieces = []
+        try:
+            while sample.computed < len(ids) - 1:
+                start = sample.computed
+                batch = Batch()
+                batch.add(sample, min(self._scheduler.chunk, len(ids) - 1 - start))
+                sample.computed = batch.lengths[0]
+                batch.rows = list(range(len(batch.tokens)))
+                logits = self._runner.run(batch).log_softmax(dim=-1)
+                targets = torch.tensor(ids[start + 1 : sample.computed + 1], device=logits.device)
+                pieces.append(logits.gather(1, targets[:, None])[:, 0].cpu())
+        finally:
+            self._cache.release(sample)
+        return torch.cat(pieces)
+
+    def _load(self) -> None:
+        """Take the model's weights as they are now; the cache is empty then."""
+        self._weights_then = self._weights_now()
+        self._runner = self._make_runner()
+        self._cache = KVCache(self._runner.pages)
+        device = self.model.device.type
+        self._scheduler = Scheduler(self._cache, CHUNKS.get(device, CHUNKS["cpu"]))
+
+    def _make_runner(self) -> Runner:
+        model, format = self.model, self._format
+        pages = self._pages(2 if format in ("bf16", "int8", "int4") else 4)
+        if format is None or not isinstance(model, NanoChatForCausalLM):
+            return TorchRunner(model, pages)
+        threads = self._threads or min(torch.get_num_threads(), allowed_processors())
+        return NativeRunner(model, format, prepared_weights(model, format, self._folder), pages, threads)
+
+    def _pages(self, bytes_per_number: int) -> int:
+        """Pages for `cache_tokens`, or for as many full contexts as can run at once, if there is memory for them."""
+        if self._cache_tokens is not None:
+            return -(-self._cache_tokens // PAGE)
+        context = -(-self.context_length // PAGE)
+        room = CACHE_SHARE * free_memory(self.model.device.type) / page_bytes(self.model.config, bytes_per_number)
+        return max(context, min(int(room), MOST_RUNNING * context))
+
+    def _weights_now(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever a weight does."""
+        return tuple((weight.data_ptr(), weight._version) for weight in self.model.parameters())
+
+    def _checked_ids(self, ids: Sequence[Any], name: str, kinds: str | None = None) -> list[int]:
+        size = self.model.config.vocab_size
+        for id in ids:
             if not isinstance(id, int) or isinstance(id, bool):
-                raise UserError(f"{kinds}, but has {id!r} in it")
+                raise UserError(f"{kinds or f'{name} must have token ids'}, but has {id!r} in it")
             if not 0 <= id < size:
                 raise UserError(f"{name} has the token id {id}, but the model's ids go from 0 to {size - 1}")
-            ids.append(id)
-        return ids
+        return list(ids)
 
-    def _row(self, prompt: Prompt, params: SamplingParams, name: str) -> "_Row":
-        ids = self.encode(prompt, name)
-        if len(ids) >= self.context_length:
-            raise UserError(
-                f"{name} has {len(ids)} tokens, but the model's context is {self.context_length} and the answer needs "
-                "room too: shorten it"
-            )
-        return _Row(ids, params, self._vocabulary, self.tokenizer, self.context_length)
+    def _emit(self, batch: Batch, logits: Tensor) -> list[Emitted]:
+        for sample, length, start, end in zip(batch.samples, batch.lengths, batch.starts, batch.starts[1:]):
+            drafts = len(sample.drafts) if sample in batch.choosing else 0
+            if sample.computed < sample.request.prompt_tokens:
+                self._computed_prompt_tokens += end - start - drafts
+            sample.computed = length - drafts
+        if not batch.choosing:
+            self._register(batch)
+            return []
+        counts = [1 + len(sample.drafts) for sample in batch.choosing]
+        firsts = [sum(counts[:n]) for n in range(len(counts))]
+        masked = logits.masked_fill(self._forbidden, -math.inf)
+        tokens = choose(masked if max(counts) == 1 else masked[firsts], batch.choosing)
+        emitted: list[Emitted] = []
+        for sample, first, token in zip(batch.choosing, firsts, tokens):
+            try:
+                deltas = self._follow(sample, logits[first:], masked[first:], token)
+            except Exception as error:  # of this request only
+                emitted += self._fail([sample], error)
+            else:
+                emitted += [(sample.request, delta) for delta in deltas]
+        self._register(batch)
+        return emitted
 
-    def _decode(self, rows: list["_Row"]) -> Iterator[tuple["_Row", Delta]]:
-        """Run rows together to their ends, one token each per step; finished rows leave the batch."""
-        longest = max(len(row.prompt) for row in rows)
-        # Left-padding, so that every row's newest token is in the last column. What the pads hold is masked.
-        padded = [[0] * (longest - len(row.prompt)) + row.prompt for row in rows]
-        tokens = torch.tensor(padded, device=self.model.device)
-        cache = Cache(layer_class_to_replicate=RoomyLayer)
-        while True:
-            logits = self._forward(tokens, [longest - len(row.prompt) for row in rows], cache)
-            choices = sample(logits, [row.params for row in rows], [row.generator for row in rows]).tolist()
-            for row, choice in zip(rows, choices):
-                for delta in row.accept(choice):
-                    yield row, delta
-            going = [n for n, row in enumerate(rows) if not row.finished]
-            if not going:
-                return
-            if len(going) < len(rows):
-                rows = [rows[n] for n in going]
-                cache.batch_select_indices(torch.tensor(going, device=self.model.device))
-            tokens = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.model.device)
+    def _follow(self, sample: Sample, logits: Tensor, masked: Tensor, token: int) -> list[Delta]:
+        """Take the chosen token and, while drafts turn out to be what is chosen, the tokens after it.
 
-    @torch.inference_mode()
-    def _forward(self, tokens: torch.Tensor, pads: list[int], cache: Cache) -> torch.Tensor:
-        """Run (B, T) new tokens behind what is in the cache; return the last column's logits, (B, V) fp32.
-
-        `pads` says how many of each row's columns, from the left, hold nothing.
+        `logits` and `masked` begin with the sample's own rows. A draft changes nothing but the speed: every token is
+        chosen as if there were none.
         """
-        start = cache.get_seq_length()
-        columns = torch.arange(start + tokens.shape[1], device=tokens.device)
-        empty = torch.tensor(pads, device=tokens.device)[:, None]
-        with _evaluating(self.model):
-            logits = self.model(
-                input_ids=tokens,
-                # Without pads no mask is needed, and attention without one is faster.
-                attention_mask=(columns >= empty).long() if any(pads) else None,
-                position_ids=(columns[start:] - empty).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-        return logits.float().masked_fill(self._forbidden, -math.inf)
+        request, drafts = sample.request, sample.drafts
+        request.first_token_chosen()
+        if not request.prompt_computed:
+            request.prompt_computed = True
+            self._cached_tokens += request.cached_tokens
+        deltas: list[Delta] = []
+        right = 0
+        while True:
+            logprob, top = None, ()
+            if sample.params.logprobs is not None:
+                logprob, top = logprobs_of(logits[right], token, sample.params.logprobs)  # type: ignore[assignment]
+            before = len(sample.tokens)
+            deltas += self._accept(sample, Token(token, logprob, top))
+            forced = len(sample.tokens) > before + 1
+            if sample.finish_reason or forced or right == len(drafts) or token != drafts[right]:
+                break
+            right += 1
+            sample.computed += 1
+            [token] = choose(masked[right : right + 1], [sample])
+        if drafts:
+            sample.drafted(right, len(drafts))
+            sample.drafts = []
+        return deltas
+
+    def _accept(self, sample: Sample, token: Token, may_call: bool = True) -> list[Delta]:
+        """Add a token to an answer, and after the end of a call its result; return what they add for the reader."""
+        sample.tokens.append(token.id)
+        self._generated_tokens += 1
+        if token.id in sample.stops and not token.forced:
+            return sample.emit([self._end(sample, "stop", token)])
+        call = sample.transcript.open_call
+        deltas = sample.emit(sample.transcript.read(token))
+        result = calculate(call) if token.id == self._vocabulary.python_end and call is not None and may_call else None
+        written = [token]
+        if result is not None:
+            vocabulary, ids = self._vocabulary, self.tokenizer.encode_ordinary_batch([result])[0]
+            written += [Token(id, forced=True) for id in (vocabulary.output_start, *ids, vocabulary.output_end)]
+        for forced in written[1:]:
+            if len(sample.answer) < sample.room:
+                sample.tokens.append(forced.id)
+                deltas += sample.emit(sample.transcript.read(forced))
+        if sample.transcript.stopped:
+            deltas.append(self._end(sample, "stop"))
+        elif len(sample.answer) >= sample.room:
+            deltas.append(self._end(sample, "length"))
+        return deltas
+
+    def _end(self, sample: Sample, reason: FinishReason, *tokens: Token) -> Delta:
+        [delta] = sample.emit([sample.transcript.end(reason, *tokens)])
+        return delta
+
+    def _register(self, batch: Batch) -> None:
+        for sample in batch.samples:
+            if sample.pages:
+                self._cache.register(sample)
+            if sample.finish_reason:
+                self._scheduler.remove(sample)
+
+    def _fail(self, samples: Sequence[Sample], error: Exception) -> list[Emitted]:
+        emitted = []
+        for request in dict.fromkeys(sample.request for sample in samples):
+            request.error = f"{type(error).__name__}: {error}"
+            for sample in request.samples:
+                if sample.finish_reason is None:
+                    emitted.append((request, self._end(sample, "error")))
+                self._scheduler.remove(sample)
+        return emitted
 
 
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Hold the model in evaluation mode and give it back as it was: training asks questions of its own model."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()
-
-
-class _Row:
-    """One request while it is decoded: what it was asked, what it has said, what the engine has it say next."""
-
-    def __init__(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        vocabulary: Vocabulary,
-        tokenizer: NanoChatTokenizer,
-        context_length: int,
-    ) -> None:
-        self.prompt = prompt
-        self.params = params
-        self.generator = params.generator()
-        self.token_ids: list[int] = []
-        self.deltas: list[Delta] = []
-        self.finished = False
-        self._forced: deque[int] = deque()  # tokens of a tool's result, still to be written
-        self._room = min(params.max_new_tokens, context_length - len(prompt))
-        end_of_turn = vocabulary.assistant_end, vocabulary.bos
-        self._stops = end_of_turn if params.stop_token_ids is None else params.stop_token_ids
-        self._transcript = Transcript(vocabulary)
-        self._vocabulary = vocabulary
-        self._tokenizer = tokenizer
-
-    def accept(self, choice: int) -> Iterator[Delta]:
-        """Take the sampled token, or the next one of a tool's result in its place; yield what it adds."""
-        token = self._forced.popleft() if self._forced else choice
-        self.token_ids.append(token)
-        if token in self._stops:
-            yield self._finish("stop")
-            return
-        call = self._transcript.open_call
-        yield from self._transcript.read(token)
-        if token == self._vocabulary.python_end and call is not None:
-            self._answer(call)
-        if len(self.token_ids) == self._room:
-            yield self._finish("length")
-
-    def result(self) -> Result:
-        parts = join_deltas(self.deltas)
-        text = "".join(part["text"] for part in parts if part["type"] == "text")
-        return Result(self.token_ids, text, parts, self.deltas[-1].finish_reason or "length")
-
-    def _answer(self, call: str) -> None:
-        value = calculate(call)
-        if value is not None:
-            ids = self._tokenizer.encode_ordinary_batch([value])[0]
-            self._forced.extend([self._vocabulary.output_start, *ids, self._vocabulary.output_end])
-
-    def _finish(self, reason: FinishReason) -> Delta:
-        self.finished = True
-        return self._transcript.end(reason)
+def _format(model: PreTrainedModel, quantize: str | None) -> str | None:
+    """The native decoder's format for a model; None for plain PyTorch."""
+    if quantize is not None and quantize not in FORMATS:
+        raise UserError(f"quantize must be one of {', '.join(FORMATS)}, or None, got {quantize!r}")
+    format = quantize or FORMAT_OF.get(model.dtype)
+    if not isinstance(model, NanoChatForCausalLM):
+        obstacle: str | None = f"the model is a {type(model).__name__}, not nanochat's own"
+    else:
+        obstacle = native_obstacle(model, format) if format else f"the model is in {model.dtype}"
+    if quantize is not None and obstacle is not None:
+        raise UserError(f"this model can't be run in {quantize}, because {obstacle}: leave quantize out")
+    return None if obstacle else format

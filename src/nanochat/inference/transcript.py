@@ -1,7 +1,7 @@
 """From tokens back to what a reader sees: text that is never cut inside a character, and the parts of an answer."""
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,25 @@ from nanochat.tokenizer import NanoChatTokenizer
 from nanochat.tokenizer.byte_level import ranks_of
 
 PartType = Literal["text", "python", "python_output"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        id: In the vocabulary.
+        logprob: Natural log of the probability that the model itself gave it: before temperature, penalties and bias.
+            None where it wasn't asked for, or the token is not the model's choice.
+        top: The likeliest tokens at its place, as (id, logprob).
+        forced: Written by the engine, not chosen by the model: a tool's result, or the given beginning of an answer.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -20,16 +38,20 @@ class Delta:
 
     Attributes:
         type: What the piece belongs to: "text" is for the reader, "python" and "python_output" are the tool's.
-        text: The new characters, always whole ones.
+        text: The new characters, always whole ones; "" where the tokens add none yet, or none at all.
         part: Which part of the answer it continues, counted from 0.
-        finish_reason: None but in the last piece: "stop" at a stop token, "length" where the limit of tokens or the
-            end of the context was reached.
+        finish_reason: None but in the last piece: "stop" at a stop token or string, "length" where the limit of
+            tokens or the end of the context was reached, "cancelled", or "error".
+        tokens: The tokens that came with it. All pieces together have every token of the answer once.
+        index: Which of a prompt's answers it belongs to.
     """
 
     type: PartType
     text: str
     part: int
     finish_reason: FinishReason | None = None
+    tokens: tuple[Token, ...] = ()
+    index: int = 0
 
 
 def join_deltas(deltas: Iterable[Delta]) -> list[Part]:
@@ -70,44 +92,71 @@ class Transcript:
     """Reads the tokens of one answer, one by one, and says what each adds for the reader.
 
     Bytes that don't make a whole character yet wait for the next token; bytes that never will become U+FFFD, as in
-    the tokenizer's `decode`.
+    the tokenizer's `decode`. In the text for the reader the first occurrence of a stop string ends the answer; what
+    may be the beginning of one waits too.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), index: int = 0) -> None:
         self._vocabulary = vocabulary
+        self._stop = stop
+        self._index = index
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._type: PartType = "text"
         self._part = 0
         self._call = ""
+        self._held = ""  # the beginning of a stop string, perhaps
+        self.stopped = False  # by a stop string
 
-    def read(self, token: int) -> list[Delta]:
-        """Return what `token` adds: nothing, a piece, or the waiting end of one part when the token begins another."""
+    def read(self, token: Token) -> list[Delta]:
+        """Return what a token adds: a piece, and before it the waiting end of a part that the token closes."""
         vocabulary = self._vocabulary
-        match token:
+        match token.id:
             case vocabulary.python_start:
-                return self._begin("python")
+                return self._begin("python", token)
             case vocabulary.output_start:
-                return self._begin("python_output")
+                return self._begin("python_output", token)
             case vocabulary.python_end | vocabulary.output_end:
-                return self._begin("text")
-        return self._piece(vocabulary.bytes_of[token])
+                return self._begin("text", token)
+        known = token.id < len(vocabulary.bytes_of)
+        return [self._delta(self._grown(vocabulary.bytes_of[token.id] if known else b""), (token,))]
 
-    def end(self, reason: FinishReason) -> Delta:
-        """Return the last piece, with the bytes that still waited."""
-        return Delta(self._type, self._decoder.decode(b"", final=True), self._part, reason)
+    def end(self, reason: FinishReason, *tokens: Token) -> Delta:
+        """Return the last piece: what still waited, and perhaps a stop token."""
+        text = "" if self.stopped else self._grown(b"", final=True)
+        return self._delta(text, tokens, "stop" if self.stopped else reason)
 
     @property
     def open_call(self) -> str | None:
         """The expression of the call that is being written, or None outside of a call."""
         return self._call if self._type == "python" else None
 
-    def _begin(self, type: PartType) -> list[Delta]:
-        rest = self._piece(b"", final=True)
+    def _begin(self, type: PartType, token: Token) -> list[Delta]:
+        rest = self._grown(b"", final=True)
+        before = [self._delta(rest)] if rest else []
         self._decoder.reset()
         self._type, self._part, self._call = type, self._part + 1, ""
-        return rest
+        return [*before, self._delta("", (token,))]
 
-    def _piece(self, data: bytes, final: bool = False) -> list[Delta]:
+    def _delta(self, text: str, tokens: tuple[Token, ...] = (), reason: FinishReason | None = None) -> Delta:
+        return Delta(self._type, text, self._part, reason, tokens, self._index)
+
+    def _grown(self, data: bytes, final: bool = False) -> str:
         text = self._decoder.decode(data, final)
-        self._call += text if self._type == "python" else ""
-        return [Delta(self._type, text, self._part)] if text else []
+        if self._type == "python":
+            self._call += text
+        if self._type != "text" or not self._stop:
+            return text
+        text = self._held + text
+        ends = [at for at in map(text.find, self._stop) if at >= 0]
+        if ends:
+            self.stopped = True
+            return text[: min(ends)]
+        waiting = 0 if final else max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - waiting :]
+        return text[: len(text) - waiting]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    most = min(len(text), len(stop) - 1)
+    return next((length for length in range(most, 0, -1) if text.endswith(stop[:length])), 0)

@@ -13,6 +13,7 @@ from nanochat.native import library
 from nanochat.native.packing import FORMATS, PANEL
 
 PAGE = 16  # positions
+ALONE = 2**20  # fewer multiplications than this in a step are done sooner by one thread than shared out
 STRICT = ["-fno-math-errno", "-fno-trapping-math"]  # sums keep their order: results don't depend on the batch
 
 
@@ -75,6 +76,7 @@ class NativeDecoder:
         assert built is not None
         self._library = built
         self.shape, self.format, self.pages = shape, format, pages
+        self.threads = threads
         self.weight_bytes = sum(weight.nbytes for weight in weights)
         kept = np.float32 if format == "fp32" else np.uint16
         size = (shape.layers, pages, shape.kv_heads, PAGE * shape.head_dim)
@@ -89,11 +91,6 @@ class NativeDecoder:
             ctypes.addressof(pointers), self._embedding.data_ptr(), frequencies.data_ptr(), self._keys.ctypes.data,
             self._values.ctypes.data,
         )  # fmt: skip
-
-    @property
-    def threads(self) -> int:
-        """How many threads a step runs on."""
-        return self._model.threads
 
     def step(
         self,
@@ -126,11 +123,7 @@ class NativeDecoder:
         batch = _Batch(
             len(tokens), len(tables), len(rows), width, at[0], at[1], at[2], table.ctypes.data, at[3], logits.data_ptr()
         )
+        self._model.threads = self.threads if len(tokens) * self.weight_bytes > ALONE else 1
         if self._library.decoder_step(ctypes.byref(self._model), ctypes.byref(batch)) != 0:
             raise MemoryError(f"no memory for the intermediate results of {len(tokens)} tokens")
         return logits[:, :V]
-
-    def copy_page(self, source: int, target: int) -> None:
-        """Copy the keys and values of a page over those of another."""
-        self._keys[:, target] = self._keys[:, source]
-        self._values[:, target] = self._values[:, source]

@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import math
-import os
 import platform
 import subprocess
 import time
-from pathlib import Path
 
 import torch
 
 from nanochat.common import si
+from nanochat.host import allowed_processors, free_memory, read_text
 from nanochat.model.accounting import activation_bytes_per_token, training_state_bytes
 from nanochat.model.configuration import NanoChatConfig
 
@@ -81,7 +80,7 @@ class Machine:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         name = torch.cuda.get_device_name() if device == "cuda" else _processor_name()
         dtype = "bfloat16" if bfloat16_pays(device) else "float32"
-        return cls(device, name, torch.get_num_threads(), _free_memory(device), dtype)
+        return cls(device, name, torch.get_num_threads(), free_memory(device), dtype)
 
     def peak(self, dtype: str, again: bool = False) -> Peak:
         """The peak of matrix products in `dtype`: from a data sheet where the device is known, else measured.
@@ -165,39 +164,11 @@ def _rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
     return 2 * size**3 / min(times[1:])  # the first one sets things up
 
 
-def allowed_processors() -> int:
-    """Processors that this process may use: its affinity, and the quota of its container if it has one."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota, period = (_read("/sys/fs/cgroup/cpu.max") or "max 100000").split()
-    return processors if quota == "max" else max(1, min(processors, math.ceil(int(quota) / int(period))))
-
-
-def _free_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    if device == "mps":
-        return torch.mps.recommended_max_memory()
-    available = [line for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")]
-    if not available:  # not Linux: half of what there is
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    free = int(available[0].split()[1]) * 1024
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
-
-
 def _processor_name() -> str:
-    names = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    names = [line for line in read_text("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     if names:
         return names[0].partition(":")[2].strip()
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""

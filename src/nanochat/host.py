@@ -1,0 +1,37 @@
+"""What the host gives this process: processors and memory."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+
+def allowed_processors() -> int:
+    """Processors that this process may use: its affinity, and the quota of its container if it has one."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota, period = (read_text("/sys/fs/cgroup/cpu.max") or "max 100000").split()
+    return processors if quota == "max" else max(1, min(processors, math.ceil(int(quota) / int(period))))
+
+
+def free_memory(device: str) -> int:
+    """Bytes that could be had on a device ("cuda", "mps", "cpu") now, within the container's limit if it has one."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory()
+    available = [line for line in read_text("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")]
+    if not available:  # not Linux: half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = int(available[0].split()[1]) * 1024
+    limit, used = read_text("/sys/fs/cgroup/memory.max"), read_text("/sys/fs/cgroup/memory.current")
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def read_text(path: str) -> str:
+    """What a file says, stripped; nothing where it can't be read."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
