@@ -7,6 +7,7 @@ import torch
 
 from nanochat import host
 from nanochat.model.accounting import training_state_bytes
+from nanochat.training import machine as machine_module
 from nanochat.training.machine import DATA_SHEETS, Machine, measured_peak, this_machine
 from nanochat.training.recipe import Recipe
 

@@ -61,7 +61,7 @@ def evaluate_skills(
         fits = [len(prompt) < engine.context_length for prompt in prompts]
         replies = iter(engine.generate([prompt for prompt, fit in zip(prompts, fits, strict=True) if fit], params))
         # A question that the model's context can't hold goes unanswered.
-        results = [next(replies) if fit else Result([], "", [], "length") for fit in fits]
+        results = [next(replies) if fit else Result([], "", [], "length", [], 0, 0) for fit in fits]
         report[name] = [
             Answer(question, result, skill.score(question, result.text))
             for question, result in zip(questions, results, strict=True)

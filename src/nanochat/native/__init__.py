@@ -56,11 +56,11 @@ def _as_c(argument: Tensor | int | float | None) -> Any:
 def kernels() -> Kernels | None:
     """The kernels of training, built for this machine if they are not there yet; None where `library` is None."""
     built = library("kernels.c", "typed.h", flags=LOOSE)
-    return built and Kernels(built)
+    return Kernels(built) if built else None
 
 
 def library(source: str, *headers: str, flags: Sequence[str]) -> ctypes.CDLL | None:
-    """A C file of this folder, compiled for this machine if that hasn't been done yet; None without a C compiler that can.
+    """A C file of this folder, built for this machine if it is not there yet; None without a C compiler that can.
 
     It is kept in `$XDG_CACHE_HOME/nanochat` (`~/.cache/nanochat`), under a name that depends on the source,
     the compiler and the processor. `NANOCHAT_NATIVE=0` does without.

@@ -1,4 +1,4 @@
-"""Weights as the native decoder reads them: panels of 16 output columns, in floats or in groups of 8- or 4-bit numbers."""
+"""Weights as the native decoder reads them: panels of 16 output columns, as floats or in groups of 8 or 4 bits."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ BITS = {"int8": 8, "int4": 4}
 def pack(weight: Tensor, format: str) -> Tensor:
     """Rearrange (and round) a weight (outputs, inputs) for `decoder.c`.
 
-    Outputs are filled up with zeros to whole panels. Floats: (panels, inputs, 16). Integers: (panels, inputs / 32, bytes),
-    each group 16 scales in bf16 and then its numbers; inputs must be a multiple of 32.
+    Outputs are filled up with zeros to whole panels. Floats: (panels, inputs, 16). Integers: (panels, inputs / 32,
+    bytes), each group 16 scales in bf16 and then its numbers; inputs must be a multiple of 32.
     """
     weight = F.pad(weight.detach().float().cpu(), (0, 0, 0, -len(weight) % PANEL))
     panels, inputs = len(weight) // PANEL, weight.shape[1]
