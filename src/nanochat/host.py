@@ -1,7 +1,8 @@
-"""What the host gives this process: processors and memory."""
+"""What the host gives this process: processors, memory, and how fast matrices are multiplied."""
 
 import math
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -27,6 +28,29 @@ def free_memory(device: str) -> int:
     free = int(available[0].split()[1]) * 1024
     limit, used = read_text("/sys/fs/cgroup/memory.max"), read_text("/sys/fs/cgroup/memory.current")
     return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def bfloat16_pays(device: str) -> bool:
+    """Whether matrix products in bf16 are clearly faster than in fp32 (on a CPU: a probe of some ms)."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False  # half as much memory, but no faster
+    return matmul_rate(device, torch.bfloat16, 512, 0.005) > 1.4 * matmul_rate(device, torch.float32, 512, 0.005)
+
+
+def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
+    """FLOP/s of the quickest of several products of `size` x `size` matrices; at least three are tried."""
+    a = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(dtype)
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        a @ a
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])  # the first one sets things up
 
 
 def read_text(path: str) -> str:

@@ -57,7 +57,7 @@ def test_the_best_of_all_measurements_is_the_peak(monkeypatch):
 
 def test_the_probe_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
-    machine_module._rate("cpu", torch.float32, 64, 0.0)
+    host.matmul_rate("cpu", torch.float32, 64, 0.0)
     assert torch.equal(before, torch.get_rng_state())
 
 

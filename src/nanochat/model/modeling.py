@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, GenerationMode
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -412,6 +412,10 @@ class NanoChatForCausalLM(NanoChatPreTrainedModel, GenerationMixin):
         'The capital of France is Paris.'
         ```
         """
+        if hasattr(past_key_values, "logits"):  # a NativeCache, which `generate` chose: it computes by itself
+            assert isinstance(logits_to_keep, int)
+            logits = past_key_values.logits(input_ids, attention_mask, logits_to_keep)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -435,6 +439,24 @@ class NanoChatForCausalLM(NanoChatPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Transformers' hook: what `generate` keeps keys and values in. On a CPU the native decoder does, if it can."""
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        from nanochat.model.generation import native_cache  # it needs this file
+
+        cache = native_cache(self, generation_config, model_kwargs, generation_mode, max_cache_length)
+        if cache is not None:
+            model_kwargs["past_key_values"] = cache
 
 
 AutoModel.register(NanoChatConfig, NanoChatModel, exist_ok=True)

@@ -1,12 +1,16 @@
 """The model on the native decoder: which models it can run, and their weights in its formats."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from nanochat.host import bfloat16_pays
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.native.decoder import NativeDecoder, Shape, decoder_library
 from nanochat.native.packing import BITS, GROUP, PANEL, pack
 
+PLAIN_MODULES = ("torch.nn.modules.container", "transformers.activations", "nanochat.model.")
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that don't change with the length
 
 
@@ -28,6 +32,8 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
         return "the model has attention biases"
     if config.rope_parameters["rope_type"] not in STATIC_ROPE:
         return f"the rotary embedding's type is {config.rope_parameters['rope_type']}"
+    if (strange := _strange_module(model)) is not None:
+        return strange
     if odd:
         return f"{' and '.join(odd)}, not a multiple of {multiple}"
     if decoder_library() is None:
@@ -35,14 +41,25 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
     return None
 
 
+def _strange_module(model: NanoChatForCausalLM) -> str | None:
+    """What an adapter, a quantizer or a hook has changed in a model: the native decoder would pass it by."""
+    for name, module in model.named_modules():
+        if not (type(module) in (nn.Linear, nn.Embedding) or type(module).__module__.startswith(PLAIN_MODULES)):
+            return f"{name or 'the model'} is a {type(module).__name__}"
+        forward = vars(module).get("forward")
+        if module._forward_hooks or module._forward_pre_hooks or not _is_ours(forward):
+            return f"{name or 'the model'} has a hook"
+    return None
+
+
+def _is_ours(forward: Any) -> bool:
+    """Whether a module's own forward, if it has one, is the native layer of training: the same mathematics."""
+    return forward is None or getattr(forward, "__module__", "").startswith("nanochat.")
+
+
 def packed_weights(model: NanoChatForCausalLM, format: str) -> list[Tensor]:
     """All matrices in a format of the native decoder: per layer q, k and v together, o, fc1, fc2; then the head."""
-    packed = []
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        packed += [pack(weight, format) for weight in (qkv, attention.o_proj.weight, mlp.fc1.weight, mlp.fc2.weight)]
-    return [*packed, pack(model.lm_head.weight, format)]
+    return [pack(matrix, format) for matrix in (*_matrices(model), model.lm_head.weight)]
 
 
 def native_decoder(
@@ -65,4 +82,17 @@ def native_decoder(
     embedding = model.model.embed_tokens.weight.detach()
     if embedding.dtype not in (torch.float32, torch.bfloat16):
         embedding = embedding.float()
-    return NativeDecoder(shape, format, weights, embedding, rotary.inv_freq.float(), pages, threads)
+    fast = format == "bf16" and bfloat16_pays("cpu")
+    matrices = [matrix.bfloat16() for matrix in _matrices(model)] if fast else None
+    return NativeDecoder(shape, format, weights, embedding, rotary.inv_freq.float(), pages, threads, matrices)
+
+
+@torch.no_grad()
+def _matrices(model: NanoChatForCausalLM) -> list[Tensor]:
+    """The matrices (outputs, inputs) of all layers: per layer q, k and v together, o, fc1, fc2."""
+    matrices = []
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+        matrices += [qkv, attention.o_proj.weight, mlp.fc1.weight, mlp.fc2.weight]
+    return matrices

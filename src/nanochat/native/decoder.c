@@ -41,6 +41,9 @@ typedef int8_t bytes __attribute__((vector_size(W * 2), aligned(1)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* A product as `product` below has it, done by somebody else. */
+typedef void (*Product)(int64_t which, const float *a, int64_t M, float *c, int64_t mode);
+
 typedef struct {
     int64_t layers, C, H, K, D, hidden, V; /* hidden: width of the MLP; all multiples of 16 but V */
     int64_t format, cache_format, embedding_format;
@@ -51,6 +54,8 @@ typedef struct {
     const float *frequencies;           /* (D / 2) of the rotary embedding */
     void *keys;                         /* (layers, pages, K, D, 16) */
     void *values;                       /* (layers, pages, K, 16, D) */
+    Product product;                    /* for steps of at least `many` tokens, where it is faster; or NULL */
+    int64_t many;
 } Model;
 
 typedef struct {
@@ -502,6 +507,7 @@ static void cap_logits(const Step *s, int64_t ld) {
     }
 }
 
+/* The whole step by one team of threads. */
 static void run(const Step *s, float *scratch) {
     const Model *m = s->model;
     int64_t N = s->batch->N, qkv = (m->H + 2 * m->K) * m->D, V = rounded_up(m->V, PANEL);
@@ -519,6 +525,32 @@ static void run(const Step *s, float *scratch) {
     norm(s, s->batch->rows, s->batch->kept);
     product(s, s->normed, s->batch->kept, m->C, 4 * m->layers, m->V, s->batch->logits, V, SET);
     if (m->cap > 0) cap_logits(s, V);
+}
+
+/* As run, but products are somebody else's, with threads of their own: a team for what lies between two of them. */
+static void run_between_products(const Step *s, float *scratches, int64_t scratch) {
+    const Model *m = s->model;
+    int64_t N = s->batch->N;
+#define TEAM _Pragma("omp parallel num_threads(m->threads)")
+    TEAM embed(s);
+    for (int64_t layer = 0; layer < m->layers; layer++) {
+        TEAM norm(s, NULL, N);
+        m->product(4 * layer, s->normed, N, s->qkv, SET);
+        TEAM {
+            rotate_and_keep(s, layer);
+            attend(s, layer, scratches + omp_get_thread_num() * scratch);
+        }
+        m->product(4 * layer + 1, s->mixed, N, s->x, ADD);
+        TEAM norm(s, NULL, N);
+        m->product(4 * layer + 2, s->normed, N, s->up, SQUARE);
+        m->product(4 * layer + 3, s->up, N, s->x, ADD);
+    }
+    TEAM {
+        int64_t V = rounded_up(m->V, PANEL);
+        norm(s, s->batch->rows, s->batch->kept);
+        product(s, s->normed, s->batch->kept, m->C, 4 * m->layers, m->V, s->batch->logits, V, SET);
+        if (m->cap > 0) cap_logits(s, V);
+    }
 }
 
 /* Run a step. Returns 0, or -1 where there is no memory for its intermediate results: then nothing is changed. */
@@ -551,8 +583,12 @@ int decoder_step(const Model *m, const Batch *b) {
         for (int64_t t = 0; t < tokens; t++) s.positions[b->starts[i] + t] = b->lengths[i] - tokens + t;
         s.units[i + 1] = s.units[i] + m->K * (rounded_up(tokens * (m->H / m->K), ROWS) / ROWS);
     }
+    if (m->product && N >= m->many) {
+        run_between_products(&s, scratches, scratch);
+    } else {
 #pragma omp parallel num_threads(m->threads)
-    run(&s, scratches + omp_get_thread_num() * scratch);
+        run(&s, scratches + omp_get_thread_num() * scratch);
+    }
     free(memory);
     return 0;
 }

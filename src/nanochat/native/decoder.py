@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from nanochat.native import library
 from nanochat.native.packing import FORMATS, PANEL
 
 PAGE = 16  # positions
+MANY = 64  # tokens of a step from which on PyTorch's products are worth their overhead
 ALONE = 2**20  # fewer multiplications than this in a step are done sooner by one thread than shared out
 STRICT = ["-fno-math-errno", "-fno-trapping-math"]  # sums keep their order: results don't depend on the batch
 
@@ -33,12 +35,18 @@ class Shape:
     angle_scale: float
 
 
+_PRODUCT = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+_ADD, _SQUARE = 1, 2  # modes of a product
+
+
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("layers", "C", "H", "K", "D", "hidden", "V")),
         *((name, ctypes.c_int64) for name in ("format", "cache_format", "embedding_format", "pages", "threads")),
         *((name, ctypes.c_float) for name in ("eps", "scale", "cap", "angle_scale")),
         *((name, ctypes.c_void_p) for name in ("weights", "embedding", "frequencies", "keys", "values")),
+        ("product", _PRODUCT),
+        ("many", ctypes.c_int64),
     ]
 
 
@@ -60,6 +68,9 @@ class NativeDecoder:
 
     A token's logits depend, to the bit, on nothing but the tokens before it: not on the batch, nor on how a prompt was
     cut into steps. Keys and values are kept in fp32 for fp32 weights, else in bf16.
+
+    With `matrices`, steps of many tokens multiply by PyTorch in the dtype of these: where a processor has instructions
+    for bf16 that is much faster, but what a chunk's tokens give then depends on its length, by rounding.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class NativeDecoder:
         frequencies: Tensor,  # (D / 2) fp32
         pages: int,
         threads: int,
+        matrices: Sequence[Tensor] | None = None,  # the weights (outputs, inputs) of the layers
     ):
         built = decoder_library()
         assert built is not None
@@ -89,7 +101,7 @@ class NativeDecoder:
             shape.vocab_size, FORMATS.index(format), kept is not np.float32, embedding.dtype == torch.bfloat16, pages,
             threads, shape.eps, shape.head_dim**-0.5, shape.softcap or 0.0, shape.angle_scale,
             ctypes.addressof(pointers), self._embedding.data_ptr(), frequencies.data_ptr(), self._keys.ctypes.data,
-            self._values.ctypes.data,
+            self._values.ctypes.data, self._product(matrices) if matrices else _PRODUCT(), MANY,
         )  # fmt: skip
 
     def step(
@@ -127,3 +139,20 @@ class NativeDecoder:
         if self._library.decoder_step(ctypes.byref(self._model), ctypes.byref(batch)) != 0:
             raise MemoryError(f"no memory for the intermediate results of {len(tokens)} tokens")
         return logits[:, :V]
+
+    def _product(self, matrices: Sequence[Tensor]) -> Any:
+        def product(which: int, left: int, rows: int, out: int, mode: int) -> None:
+            matrix = matrices[which]
+            a, c = (
+                torch.frombuffer((ctypes.c_float * (rows * width)).from_address(address), dtype=torch.float32)
+                for address, width in zip((left, out), matrix.shape[::-1])
+            )
+            result = (a.view(rows, -1).to(matrix.dtype) @ matrix.T).float()
+            if mode == _ADD:
+                result += c.view(rows, -1)
+            elif mode == _SQUARE:
+                result = result.relu_().square_()
+            c.view(rows, -1).copy_(result)
+
+        self._callback = _PRODUCT(product)  # kept as long as the decoder
+        return self._callback

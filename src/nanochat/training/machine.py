@@ -10,7 +10,7 @@ import time
 import torch
 
 from nanochat.common import si
-from nanochat.host import allowed_processors, free_memory, read_text
+from nanochat.host import allowed_processors, bfloat16_pays, free_memory, matmul_rate, read_text
 from nanochat.model.accounting import activation_bytes_per_token, training_state_bytes
 from nanochat.model.configuration import NanoChatConfig
 
@@ -122,15 +122,6 @@ def this_machine() -> Machine:
     return Machine.detect()
 
 
-def bfloat16_pays(device: str) -> bool:
-    """Whether matrix products in bf16 are clearly faster than in fp32 (on a CPU: a probe of some ms)."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device == "mps":
-        return False  # half as much memory, but no faster
-    return _rate(device, torch.bfloat16, 512, 0.005) > 1.4 * _rate(device, torch.float32, 512, 0.005)
-
-
 def measured_peak(device: str, dtype: str, again: bool = False) -> float:
     """The best rate of square matrix products so far, in FLOP/s; measured if it never was, or `again`."""
     best = _best_rates.get((device, dtype), 0.0)
@@ -145,23 +136,9 @@ def _best_rate(device: str, dtype: torch.dtype, seconds: float) -> float:
     """The best over matrices of 512 rows and more, as large as about so many seconds allow."""
     begun, best, size = time.perf_counter(), 0.0, 512
     while size <= 8192 and time.perf_counter() - begun < seconds / 2:
-        best = max(best, _rate(device, dtype, size, seconds / 6))
+        best = max(best, matmul_rate(device, dtype, size, seconds / 6))
         size *= 2
     return best
-
-
-def _rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
-    """FLOP/s of the quickest of several products of `size` x `size` matrices; at least three are tried."""
-    a = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(dtype)
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < 4 or time.perf_counter() - begun < seconds:
-        start = time.perf_counter()
-        a @ a
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times[1:])  # the first one sets things up
 
 
 def _processor_name() -> str:
