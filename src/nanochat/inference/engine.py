@@ -97,10 +97,8 @@ class Engine:
             raise UserError(
                 f"the tokenizer has {len(tokenizer)} tokens but the model only {size}: they don't belong together"
             )
-        forbidden = torch.zeros(size, dtype=torch.bool)
-        forbidden[self._vocabulary.reserved] = True
-        forbidden[len(tokenizer) :] = True  # rows of a padded embedding stand for no text
-        self._forbidden = forbidden.to(model.device)
+        # Rows of a padded embedding stand for no text.
+        self._forbidden = torch.tensor([*self._vocabulary.reserved, *range(len(tokenizer), size)], device=model.device)
         self._folder = folder
         self._threads = threads
         self._cache_tokens = cache_tokens
@@ -369,12 +367,13 @@ class Engine:
             return []
         counts = [1 + len(sample.drafts) for sample in batch.choosing]
         firsts = [sum(counts[:n]) for n in range(len(counts))]
-        masked = logits.masked_fill(self._forbidden, -math.inf)
-        tokens = choose(masked if max(counts) == 1 else masked[firsts], batch.choosing)
+        told = logits.clone() if any(sample.params.logprobs is not None for sample in batch.choosing) else logits
+        logits.index_fill_(1, self._forbidden, -math.inf)
+        tokens = choose(logits if max(counts) == 1 else logits[firsts], batch.choosing)
         emitted: list[Emitted] = []
         for sample, first, token in zip(batch.choosing, firsts, tokens):
             try:
-                deltas = self._follow(sample, logits[first:], masked[first:], token)
+                deltas = self._follow(sample, told[first:], logits[first:], token)
             except Exception as error:  # of this request only
                 emitted += self._fail([sample], error)
             else:
@@ -382,11 +381,11 @@ class Engine:
         self._register(batch)
         return emitted
 
-    def _follow(self, sample: Sample, logits: Tensor, masked: Tensor, token: int) -> list[Delta]:
+    def _follow(self, sample: Sample, told: Tensor, logits: Tensor, token: int) -> list[Delta]:
         """Take the chosen token and, while drafts turn out to be what is chosen, the tokens after it.
 
-        `logits` and `masked` begin with the sample's own rows. A draft changes nothing but the speed: every token is
-        chosen as if there were none.
+        `told` (the model's own logits) and `logits` (to choose from) begin with the sample's own rows. A draft changes
+        nothing but the speed: every token is chosen as if there were none.
         """
         request, drafts = sample.request, sample.drafts
         request.first_token_chosen()
@@ -398,7 +397,7 @@ class Engine:
         while True:
             logprob, top = None, ()
             if sample.params.logprobs is not None:
-                logprob, top = logprobs_of(logits[right], token, sample.params.logprobs)  # type: ignore[assignment]
+                logprob, top = logprobs_of(told[right], token, sample.params.logprobs)  # type: ignore[assignment]
             before = len(sample.tokens)
             deltas += self._accept(sample, Token(token, logprob, top))
             forced = len(sample.tokens) > before + 1
@@ -406,7 +405,7 @@ class Engine:
                 break
             right += 1
             sample.computed += 1
-            [token] = choose(masked[right : right + 1], [sample])
+            [token] = choose(logits[right : right + 1], [sample])
         if drafts:
             sample.drafted(right, len(drafts))
             sample.drafts = []

@@ -58,7 +58,7 @@ class TorchRunner:
         self.pages = pages
         self.cache = _PagedCache(pages)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, batch: Batch) -> Tensor:
         spans = list(zip(batch.starts, batch.starts[1:]))
         single = [n for n, (start, end) in enumerate(spans) if end - start == 1]

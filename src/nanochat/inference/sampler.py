@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat.inference.request import Sample
+from nanochat.inference.sampling import SamplingParams
 
 
 def choose(logits: Tensor, samples: Sequence[Sample]) -> list[int]:
@@ -18,16 +19,50 @@ def choose(logits: Tensor, samples: Sequence[Sample]) -> list[int]:
     for row, sample in zip(logits, samples):
         if sample.adjusts_logits:
             _adjust(row, sample)
-    best, greedy = logits.max(dim=-1)
-    if not torch.isfinite(best).all():
-        raise FloatingPointError("the model's logits are not finite: its weights are damaged or too large")
-    choices = greedy.tolist()
-    drawing = [n for n, sample in enumerate(samples) if sample.params.temperature > 0]
-    if drawing:
-        drawn = _draw(logits if len(drawing) == len(choices) else logits[drawing], [samples[n] for n in drawing])
-        for n, token in zip(drawing, drawn):
-            choices[n] = token
-    return choices
+    # NumPy finds the largest of a row ten times faster than PyTorch on a CPU.
+    likeliest = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
+    tokens = []
+    for row, best, sample in zip(logits, likeliest, samples):
+        if not math.isfinite(row[best]):
+            raise FloatingPointError("the model's logits are not finite: its weights are damaged or too large")
+        tokens.append(best if sample.params.temperature == 0 else _draw(row, sample))
+    return tokens
+
+
+def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Token ids, ascending, and what each weighs in a draw: of (V,) logits by temperature, top-k, top-p and min-p.
+
+    All other tokens have no chance. The weights need not add up to 1.
+    """
+    V = len(logits)
+    ids = torch.arange(V, device=logits.device)
+    if params.top_k is not None and params.top_k < V:
+        logits, ids = logits.topk(params.top_k)
+    weights = ((logits - logits.max()) / params.temperature).softmax(dim=-1)  # no overflow however cold it is
+    if params.top_p is not None:
+        # Tokens below this bound have less than 1 - top_p together, so the likelier ones have more than top_p.
+        kept = (weights > (1 - params.top_p) / V).nonzero()[:, 0]
+        weights, order = weights[kept].sort(descending=True, stable=True)
+        before = weights.double().cumsum(0) - weights  # what the likelier ones weigh
+        count = int((before < params.top_p).sum())
+        weights, ids = weights[:count], ids[kept][order[:count]]
+    if params.min_p:
+        kept = (weights >= params.min_p * weights.max()).nonzero()[:, 0]
+        weights, ids = weights[kept], ids[kept]
+    if len(ids) < V:
+        ids, order = ids.sort()
+        weights = weights[order]
+    return ids, weights
+
+
+def _draw(logits: Tensor, sample: Sample) -> int:
+    ids, weights = distribution(logits, sample.params)
+    draw = torch.rand((), generator=sample.generator, dtype=torch.float64).item()
+    # Inversion in the order of the ids: the first token at which the cumulative weight reaches the threshold, which is
+    # above 0 and at most the total. (In the order of weight, rounding that swaps two nearly equal tokens would
+    # change the answer from machine to machine. In fp32 the tail of a large vocabulary would get lost.)
+    cumulative = weights.double().cumsum(0)
+    return int(ids[torch.searchsorted(cumulative, (1 - draw) * cumulative[-1])])
 
 
 def _adjust(row: Tensor, sample: Sample) -> None:
@@ -43,44 +78,6 @@ def _adjust(row: Tensor, sample: Sample) -> None:
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row.device)
         row[ids] += torch.tensor(list(params.logit_bias.values()), device=row.device, dtype=row.dtype)
-
-
-def _draw(logits: Tensor, samples: Sequence[Sample]) -> list[int]:
-    probabilities = distribution(logits, samples)
-    draws = [torch.rand((), generator=sample.generator, dtype=torch.float64).item() for sample in samples]
-    # Inversion in the order of the ids: the first token at which the cumulative probability reaches the threshold,
-    # which is above 0 and at most the total. (In the order of probability, rounding that swaps two nearly equal
-    # tokens would change the answer with the batch. In fp32 the tail of a large vocabulary would get lost.)
-    cumulative = probabilities.double().cumsum(dim=-1)  # (B, V)
-    thresholds = (1 - torch.tensor(draws, dtype=torch.float64, device=logits.device)) * cumulative[:, -1]
-    return torch.searchsorted(cumulative, thresholds[:, None])[:, 0].tolist()
-
-
-def distribution(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """(B, V) probabilities after temperature, top-k, top-p and min-p, not renormalised after the last two."""
-    V = logits.shape[-1]
-    params = [sample.params for sample in samples]
-    # No overflow however cold it is. A greedy row's distribution is not used: any temperature will do.
-    temperature = torch.tensor([row.temperature or 1.0 for row in params], device=logits.device)[:, None]
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    if any(row.top_k is not None for row in params):
-        counts = [min(row.top_k or V, V) for row in params]
-        likeliest = logits.topk(max(counts), dim=-1).values
-        smallest = likeliest.gather(1, torch.tensor(counts, device=logits.device)[:, None] - 1)
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    probabilities = logits.softmax(dim=-1)
-    if any(row.top_p is not None for row in params):
-        top_p = torch.tensor([row.top_p or 1.0 for row in params], device=logits.device)[:, None]
-        ordered = probabilities.sort(dim=-1, descending=True).values
-        before = ordered.cumsum(dim=-1) - ordered  # mass of the likelier ones: kept while it is below top_p
-        kept = (before < top_p).sum(dim=-1, keepdim=True)
-        smallest = ordered.gather(1, kept - 1)
-        probabilities = probabilities.masked_fill(probabilities < smallest, 0.0)
-    if any(row.min_p for row in params):
-        min_p = torch.tensor([row.min_p or 0.0 for row in params], device=logits.device)[:, None]
-        likeliest = probabilities.amax(dim=-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < min_p * likeliest, 0.0)
-    return probabilities
 
 
 def logprobs_of(logits: Tensor, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
