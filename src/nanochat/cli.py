@@ -12,6 +12,8 @@ import tyro
 from nanochat.common import Interrupted, UserError
 from nanochat.stages.options import PretrainOptions, SftOptions, SpeedrunOptions
 
+Quantize = Literal["bf16", "int8", "int4"]
+
 
 def pretrain(options: Annotated[PretrainOptions, tyro.conf.arg(name="")]) -> None:
     """Pretrain a model from random weights on plain text."""
@@ -56,8 +58,10 @@ def chat(
     prompt: str | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
+    top_p: float | None = None,
     max_new_tokens: int = 256,
     seed: int | None = None,
+    quantize: Quantize | None = None,
 ) -> None:
     """Chat with a model in the terminal.
 
@@ -66,15 +70,18 @@ def chat(
         prompt: answer this one message on standard output and leave.
         temperature: 0 always takes the likeliest token; 0.7 is lively.
         top_k: sample among so many likeliest tokens only.
+        top_p: sample among the likeliest tokens that together have this probability.
         max_new_tokens: longest answer.
         seed: makes a sampled answer repeatable.
+        quantize: round the weights, for speed on a CPU; as they are if not given.
     """
     from nanochat.inference.engine import Engine
     from nanochat.inference.sampling import SamplingParams
     from nanochat.serving import terminal
 
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-    terminal.chat(Engine.from_pretrained(model or terminal.newest_model(Path("runs"))), params=params, prompt=prompt)
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    engine = Engine.from_pretrained(model or terminal.newest_model(Path("runs")), quantize)
+    terminal.chat(engine, params=params, prompt=prompt)
 
 
 def serve(
@@ -82,7 +89,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
-    quantize: Literal["bf16", "int8", "int4"] | None = None,
+    quantize: Quantize | None = None,
     max_waiting: int = 256,
     time_limit: float = 600.0,
     allow_host: tuple[str, ...] = (),
@@ -119,19 +126,25 @@ def serve(
     server.serve(lambda: Engine.from_pretrained(source, quantize=quantize), settings, host, port)
 
 
-def evaluate(model: tyro.conf.Positional[str | None] = None, questions: int = 50, seed: int = 1) -> None:
+def evaluate(
+    model: tyro.conf.Positional[str | None] = None,
+    questions: int = 50,
+    seed: int = 1,
+    quantize: Quantize | None = None,
+) -> None:
     """Score a chat model on the held-out questions of the Primer's skills.
 
     Args:
         model: a model folder or a hub id; the newest model under runs/ if none is given.
         questions: how many of each skill.
         seed: of the questions.
+        quantize: round the weights first; as they are if not given.
     """
     from nanochat.evaluation.skills import evaluate_skills
     from nanochat.inference.engine import Engine
     from nanochat.serving.terminal import newest_model
 
-    engine = Engine.from_pretrained(model or newest_model(Path("runs")))
+    engine = Engine.from_pretrained(model or newest_model(Path("runs")), quantize)
     report = evaluate_skills(engine, questions, seed, progress=lambda name, score: print(f"{name:13} {score:.2f}"))
     print(f"{'average':13} {report.average:.3f}")
 
