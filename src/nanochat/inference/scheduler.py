@@ -72,12 +72,14 @@ class Scheduler:
         batch = Batch()
         drafting = len(self.running) <= MOST_DRAFTING and not self.waiting
         for sample in list(self.running):
-            if sample in self.running and not sample.in_prompt:  # not set back meanwhile
-                sample.drafts = sample.draft() if drafting else []
-                if self._make_room(sample, len(sample.tokens) + len(sample.drafts)):
-                    batch.add(sample, 1)
-        for sample in list(self.running):
-            if sample in self.running and sample.in_prompt:
+            if sample in self.running:  # not set back meanwhile
+                sample.drafts = sample.draft() if drafting and not sample.in_prompt else []
+                self._make_room(sample, len(sample.tokens) + len(sample.drafts))
+        for sample in self.running:
+            if not sample.in_prompt:
+                batch.add(sample, 1)
+        for sample in self.running:
+            if sample.in_prompt:  # or in the result of a call
                 self._add_chunk(batch, sample)
         while self.waiting and len(self.running) < MOST_RUNNING and len(batch.tokens) < self.chunk:
             if not self._admit(self.waiting[0]):
@@ -102,16 +104,15 @@ class Scheduler:
 
     def _add_chunk(self, batch: Batch, sample: Sample) -> None:
         count = min(len(sample.tokens) - sample.computed, self.chunk - len(batch.tokens))
-        sample.drafts = []
         if count > 0:
             batch.add(sample, count)
 
-    def _make_room(self, sample: Sample, length: int) -> bool:
+    def _make_room(self, sample: Sample, length: int) -> None:
         """Reserve pages for `length` tokens; for want of room the newest running samples go back to wait."""
         while not self.cache.reserve(sample, length):
             last = self.running.pop()
             self.cache.release(last)
+            last.drafts = []
             self.waiting.appendleft(last)
             if last is sample:
-                return False
-        return True
+                return
