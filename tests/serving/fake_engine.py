@@ -110,6 +110,10 @@ class FakeAsyncRequest:
     queue: "asyncio.Queue[Delta | None]" = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
+        answer = self.engine.answer
+        self.tokens = [*self.prefix, *answer[len(self.prefix) :]]
+        self.runs = self._starts()
+        self.engine.engine.counts.waiting += not self.runs
         self.task = asyncio.create_task(self._run())
 
     def cancel(self) -> None:
@@ -119,50 +123,53 @@ class FakeAsyncRequest:
         while (delta := await self.queue.get()) is not None:
             yield delta
 
+    def _starts(self) -> bool:
+        counts = self.engine.engine.counts
+        free = counts.running < self.engine.capacity
+        counts.running += free
+        return free
+
     async def _run(self) -> None:
         counts = self.engine.engine.counts
-        counts.waiting += 1
-        while counts.running >= self.engine.capacity and not self.cancelled:
+        while not self.runs and not self.cancelled:
             await asyncio.sleep(0.001)
-        counts.waiting -= 1
-        counts.running += 1
+            if self._starts():
+                self.runs = True
+                counts.waiting -= 1
         try:
             for index in range(self.request.params.n):
                 async for delta in self._sample(index):
                     self.queue.put_nowait(delta)
         finally:
-            counts.running -= 1
+            counts.running -= self.runs
+            counts.waiting -= not self.runs
             self.request.finished = True
             self.queue.put_nowait(None)
 
     async def _sample(self, index: int) -> AsyncIterator[Delta]:
         engine, params = self.engine, self.request.params
-        transcript = Transcript(VOCABULARY)
+        transcript = Transcript(VOCABULARY, params.stop, index)
         room = min(params.max_new_tokens, engine.engine.context_length - len(self.request.prompt_ids))
-        tokens = [*self.prefix, *engine.answer[len(self.prefix) :]]
-        type, part, tool_speaks = "text", 0, False
-        for place, id in zip(range(room), itertools.chain(tokens, itertools.repeat(33))):
+        tool_speaks = False
+        for place, id in zip(range(room), itertools.chain(self.tokens, itertools.repeat(33))):
             await asyncio.sleep(engine.seconds)
             engine.steps += 1
-            if engine.fail_at == place:
-                engine.fail_at = None
-                yield Delta(type, "", part, "error", index=index)
-                return
-            if self.cancelled:
-                yield Delta(type, "", part, "cancelled", index=index)
+            if self.cancelled or engine.fail_at == place:
+                engine.fail_at = engine.fail_at if self.cancelled else None
+                yield transcript.end("cancelled" if self.cancelled else "error")
                 return
             self.request.completion_tokens += 1
             self.request.time_to_first_token = self.request.time_to_first_token or 0.01
-            tool_speaks = id == OUTPUT or (tool_speaks and tokens[place - 1] != OUTPUT_END)
+            tool_speaks = id == OUTPUT or (tool_speaks and self.tokens[place - 1] != OUTPUT_END)
             token = self._token(id, forced=tool_speaks or place < len(self.prefix))
             if id == END:
-                yield Delta(type, "", part, "stop", (token,), index)
+                yield transcript.end("stop", token)
                 return
-            pieces = transcript.read(id)
-            for piece in pieces:
-                type, part = piece.type, piece.part
-            text = "".join(piece.text for piece in pieces)
-            yield Delta(type, text, part, "length" if place == room - 1 else None, (token,), index)
+            for delta in transcript.read(token):
+                yield delta
+            if transcript.stopped:
+                break
+        yield transcript.end("length")
 
     def _token(self, id: int, forced: bool) -> Token:
         wanted = self.request.params.logprobs

@@ -18,7 +18,7 @@ from nanochat.inference import AsyncEngine, Delta, join_deltas
 from nanochat.serving import wire
 from nanochat.serving.answers import Answer, ChatAnswer, TextAnswer
 from nanochat.serving.errors import ApiError, validation_error
-from nanochat.serving.guards import BodyGuard, HostGuard, KeyGuard, OriginGuard, Recorder, SecurityHeaders
+from nanochat.serving.guards import BodyGuard, HostGuard, KeyGuard, OriginGuard, Recorder, SecurityHeaders, unexpected
 from nanochat.serving.schema import (
     ChatRequest,
     CompletionRequest,
@@ -42,6 +42,7 @@ def build_app(running: AsyncEngine, settings: Settings) -> tuple[ASGIApp, Servic
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(RequestValidationError, _bad_request)
+    api.add_exception_handler(Exception, _bug)
     if PAGE.is_dir():
         api.mount("/page", StaticFiles(directory=PAGE), name="page")
     _document(api)
@@ -197,6 +198,10 @@ def _document(api: FastAPI) -> None:
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return unexpected().response()  # Starlette raises the error again, for the log
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -52,8 +52,9 @@ class EscapedJSONResponse(JSONResponse):
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """Return the first of pydantic's complaints about a request's body as an `ApiError` that names the parameter."""
     error = errors[0]
-    # "~" marks the branches of a union, which the client knows nothing of.
-    path = [step for step in (*error["loc"][1:], *_blamed(error)) if not str(step).startswith("~")]
+    # "~" marks the branches of a union (schema.py), "[key]" is pydantic's mark; the client knows nothing of both.
+    steps = *error["loc"][1:], *_blamed(error)
+    path = [step for step in steps if not str(step).startswith("~") and step != "[key]"]
     name = re.sub(r"\.(\[)", r"\1", ".".join(f"[{step}]" if isinstance(step, int) else str(step) for step in path))
     if error["type"] == "extra_forbidden":
         return ApiError(

@@ -53,11 +53,12 @@ class Recorder:
             return
         begun = time.perf_counter()
         id = uuid.uuid4().hex
-        status = 0
+        status, complete = 0, False
         scope["log"] = {}
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = id
@@ -69,8 +70,8 @@ class Recorder:
         except Exception as failure:  # whatever it is, the client gets no traceback and the server goes on
             error = failure
             if not status:
-                await _unexpected().response()(scope, receive, sending)
-            else:  # too late to say so: break the connection off, so that the client doesn't take it for the end
+                await unexpected().response()(scope, receive, sending)
+            elif not complete:  # break the connection off, so that the client doesn't take this for the end
                 raise
         finally:
             seconds = time.perf_counter() - begun
@@ -256,5 +257,6 @@ class BodyGuard:
         return bytes(body)
 
 
-def _unexpected() -> ApiError:
+def unexpected() -> ApiError:
+    """Return what a client is told of a bug."""
     return ApiError(500, "something went wrong in the server; its log has the details", code="internal_error")

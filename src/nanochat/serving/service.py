@@ -62,8 +62,8 @@ class Service:
         self.under_way: set[Generation] = set()
         self._opening = 0  # answers let in that are still being tokenized
 
-    async def encode(self, prompt: str | list[int] | Conversation, param: str) -> list[int]:
-        """Return a prompt's token ids; `param` is what an error blames.
+    async def encode(self, prompt: str | list[int] | Conversation, param: str, more: int = 0) -> list[int]:
+        """Return a prompt's token ids; `param` is what an error blames, `more` how many other tokens must fit too.
 
         Raises:
             ApiError: 400 for what is no prompt, or leaves no room for an answer.
@@ -73,11 +73,12 @@ class Service:
             ids = await asyncio.to_thread(self.engine.encode, prompt)
         except UserError as error:
             raise ApiError(400, str(error), param=param, code="invalid_value") from error
-        if len(ids) >= self.engine.context_length:
+        length, context = len(ids) + more, self.engine.context_length
+        if length >= context:
             raise ApiError(
                 400,
-                f"the prompt has {len(ids)} tokens, but the model's context is {self.engine.context_length} and the "
-                "answer needs room too: shorten it",
+                f"the prompt has {length} tokens, but the model's context is {context} and the answer needs room too: "
+                "shorten it",
                 param=param,
                 code="context_length_exceeded",
             )
@@ -99,7 +100,7 @@ class Service:
         self._let_in()
         self._opening += 1
         try:
-            rows = [await self.encode(prompt, param) for prompt in prompts]
+            rows = [await self.encode(prompt, param, len(prefix)) for prompt in prompts]
             requests: list[AsyncRequest] = []
             try:
                 sampling = params(self.engine.context_length)
