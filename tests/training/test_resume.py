@@ -188,21 +188,28 @@ def test_what_a_killed_save_left_behind_does_not_matter(tmp_path, uninterrupted)
     assert_same(tmp_path, rest.model, uninterrupted)
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
-def test_killed_at_random_and_resumed(tmp_path, seed):
-    """SIGKILL, during saves too, several times in a run: the curve and the weights of an undisturbed one."""
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run in a process of its own that nobody killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_in_process_of_its_own(folder).join()
+    return folder
+
+
+def train_in_process_of_its_own(folder):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nanochat.training.loop", "nanochat.checkpoints.folder"])
-    steps, draw = 100, random.Random(seed)
-    undisturbed = tmp_path / "undisturbed"
-    whole = context.Process(target=train_in_process, args=(undisturbed, steps))
-    whole.start()
-    whole.join()
-    assert whole.exitcode == 0
-    folder, kills = tmp_path / "killed", []
+    process = context.Process(target=train_in_process, args=(folder, 100))
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+def test_killed_at_random_and_resumed(tmp_path, seed, undisturbed):
+    """SIGKILL, during saves too, several times in a run: the curve and the weights of an undisturbed one."""
+    draw, folder, kills = random.Random(seed), tmp_path / "killed", []
     for _ in range(3):
-        process = context.Process(target=train_in_process, args=(folder, steps))
-        process.start()
+        process = train_in_process_of_its_own(folder)
         done = (Checkpoint.newest(folder / "checkpoints") or Checkpoint(folder, 0)).step
         while process.is_alive() and (Checkpoint.newest(folder / "checkpoints") or Checkpoint(folder, 0)).step <= done:
             time.sleep(0.002)
@@ -210,8 +217,7 @@ def test_killed_at_random_and_resumed(tmp_path, seed):
         process.kill()
         process.join()
         kills.append(process.exitcode)
-    last = context.Process(target=train_in_process, args=(folder, steps))
-    last.start()
+    last = train_in_process_of_its_own(folder)
     last.join()
     assert -signal.SIGKILL in kills and last.exitcode == 0
     assert losses(folder) == losses(undisturbed)

@@ -75,8 +75,9 @@ class TrainingStep:
         self.whole_weights = distributed.whole_weights_fit(model)
         self.loss_of = distributed.shard(model, loss_of, self.whole_weights)
         self.optimizers = build_optimizers(
-            model, recipe.matrix_lr, recipe.embedding_lr, recipe.head_lr, recipe.weight_decay
-        )
+            model, recipe.matrix_lr, recipe.embedding_lr, recipe.head_lr, recipe.weight_decay,
+            getattr(torch, recipe.dtype),
+        )  # fmt: skip
         self.diverged = torch.zeros((), device=model.device)  # 1 once a loss or gradient was not finite
         for optimizer in self.optimizers:
             optimizer.found_inf = self.diverged  # type: ignore[attr-defined] # where it is 1, no weight changes
