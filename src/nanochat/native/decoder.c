@@ -28,7 +28,7 @@ enum { W = 8, SUMS = 12 };
 enum { W = 4, SUMS = 24 };
 #endif
 enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, INT_ROWS = 4, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
-enum { ROW_BLOCK = 96, K_BLOCK = 512, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
+enum { ROW_BLOCK = 96, K_BLOCK = 256, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 
 typedef float floats __attribute__((vector_size(W * 4), aligned(4)));
@@ -186,9 +186,10 @@ static void rows_times(int format, int64_t R, const float *a, int64_t lda, const
 
 INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* c (M, ldc) = or += a (M, k) times the panels first .. last - 1 of a weight in floats. */
+/* c (M, ldc) = or += a (M, k) times the panels first .. last - 1 of a weight in floats. For many rows, blocks of panels
+ * are widened to fp32 first, into `wide` (PANEL_BLOCK, K_BLOCK, 16). */
 static void multiply_floats(int format, const float *a, int64_t M, const void *weight, int64_t k, float *c, int64_t ldc,
-                            int mode, int64_t first, int64_t last) {
+                            int mode, int64_t first, int64_t last, float *wide) {
     int64_t k_block = M > 2 * ROWS ? K_BLOCK : k, size = format == FLOAT32 ? 4 : 2;
     for (int64_t m0 = 0; m0 < M; m0 += ROW_BLOCK)
         for (int64_t k0 = 0; k0 < k; k0 += k_block) {
@@ -198,9 +199,15 @@ static void multiply_floats(int format, const float *a, int64_t M, const void *w
                 const void *b[PANEL_BLOCK];
                 int64_t panels = min(PANEL_BLOCK, last - p);
                 for (int64_t j = 0; j < panels; j++) b[j] = (const char *)weight + ((p + j) * k + k0) * PANEL * size;
+                int widens = format != FLOAT32 && M > 2 * ROWS;
+                for (int64_t j = 0; widens && j < panels; j++) {
+                    for (int64_t i = 0; i < k_here * PANEL; i += W)
+                        *(floats *)(wide + j * K_BLOCK * PANEL + i) = load(b[j], i, BFLOAT16);
+                    b[j] = wide + j * K_BLOCK * PANEL;
+                }
                 for (int64_t m = m0; m < m1; m += ROWS)
-                    rows_times(format, min(ROWS, m1 - m), a + m * k + k0, k, b, panels, PANEL, k_here,
-                               c + m * ldc + p * PANEL, ldc, mode_here);
+                    rows_times(widens ? FLOAT32 : format, min(ROWS, m1 - m), a + m * k + k0, k, b, panels, PANEL,
+                               k_here, c + m * ldc + p * PANEL, ldc, mode_here);
             }
         }
 }
@@ -330,7 +337,11 @@ typedef struct {
     int32_t *sums;
     float *scales;
     int64_t *units; /* (sequences + 1): where each one's units of attention begin */
+    float *scratch; /* (threads, scratch_size) */
+    int64_t scratch_size;
 } Step;
+
+static float *my_scratch(const Step *s) { return s->scratch + omp_get_thread_num() * s->scratch_size; }
 
 /* c (M, n) = or += a (M, k) times weight number `which`. */
 static void product(const Step *s, const float *a, int64_t M, int64_t k, int64_t which, int64_t n, float *c, int64_t ldc,
@@ -349,7 +360,7 @@ static void product(const Step *s, const float *a, int64_t M, int64_t k, int64_t
     if (m->format >= INT8)
         multiply_ints(m->format == INT8 ? 8 : 4, rounded, M, weight, k, c, ldc, mode, first, last);
     else
-        multiply_floats(m->format, a, M, weight, k, c, ldc, mode, first, last);
+        multiply_floats(m->format, a, M, weight, k, c, ldc, mode, first, last, my_scratch(s));
 #pragma omp barrier
 }
 
@@ -484,7 +495,7 @@ static void attend_rows(const Step *s, int64_t layer, int64_t sequence, int64_t 
     }
 }
 
-static void attend(const Step *s, int64_t layer, float *scratch) {
+static void attend(const Step *s, int64_t layer) {
     const Model *m = s->model;
     const Batch *b = s->batch;
     int64_t share = m->H / m->K;
@@ -494,7 +505,7 @@ static void attend(const Step *s, int64_t layer, float *scratch) {
         while (s->units[sequence + 1] <= unit) sequence++;
         int64_t rows = (b->starts[sequence + 1] - b->starts[sequence]) * share, here = unit - s->units[sequence];
         int64_t first = here / m->K * ROWS;
-        attend_rows(s, layer, sequence, here % m->K, first, min(ROWS, rows - first), scratch);
+        attend_rows(s, layer, sequence, here % m->K, first, min(ROWS, rows - first), my_scratch(s));
     }
 }
 
@@ -508,7 +519,7 @@ static void cap_logits(const Step *s, int64_t ld) {
 }
 
 /* The whole step by one team of threads. */
-static void run(const Step *s, float *scratch) {
+static void run(const Step *s) {
     const Model *m = s->model;
     int64_t N = s->batch->N, qkv = (m->H + 2 * m->K) * m->D, V = rounded_up(m->V, PANEL);
     embed(s);
@@ -516,7 +527,7 @@ static void run(const Step *s, float *scratch) {
         norm(s, NULL, N);
         product(s, s->normed, N, m->C, 4 * layer, qkv, s->qkv, qkv, SET);
         rotate_and_keep(s, layer);
-        attend(s, layer, scratch);
+        attend(s, layer);
         product(s, s->mixed, N, m->H * m->D, 4 * layer + 1, m->C, s->x, m->C, ADD);
         norm(s, NULL, N);
         product(s, s->normed, N, m->C, 4 * layer + 2, m->hidden, s->up, m->hidden, SQUARE);
@@ -528,7 +539,7 @@ static void run(const Step *s, float *scratch) {
 }
 
 /* As run, but products are somebody else's, with threads of their own: a team for what lies between two of them. */
-static void run_between_products(const Step *s, float *scratches, int64_t scratch) {
+static void run_between_products(const Step *s) {
     const Model *m = s->model;
     int64_t N = s->batch->N;
 #define TEAM _Pragma("omp parallel num_threads(m->threads)")
@@ -538,7 +549,7 @@ static void run_between_products(const Step *s, float *scratches, int64_t scratc
         m->product(4 * layer, s->normed, N, s->qkv, SET);
         TEAM {
             rotate_and_keep(s, layer);
-            attend(s, layer, scratches + omp_get_thread_num() * scratch);
+            attend(s, layer);
         }
         m->product(4 * layer + 1, s->mixed, N, s->x, ADD);
         TEAM norm(s, NULL, N);
@@ -557,7 +568,8 @@ static void run_between_products(const Step *s, float *scratches, int64_t scratc
 int decoder_step(const Model *m, const Batch *b) {
     int64_t N = b->N, C = m->C, D = m->D, widest = m->hidden > C ? m->hidden : C, longest = 0;
     for (int64_t i = 0; i < b->sequences; i++) longest = b->lengths[i] > longest ? b->lengths[i] : longest;
-    int64_t scratch = rounded_up(ROWS * (2 * D + rounded_up(longest, PAGE)), PANEL);
+    int64_t attention = ROWS * (2 * D + rounded_up(longest, PAGE)), wide = N > 2 * ROWS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
+    int64_t scratch = attention > wide ? attention : wide;
     int64_t floats_per_token = 2 * C + (m->H + 2 * m->K) * D + m->H * D + m->hidden + D + 1;
     char *memory = malloc(N * (floats_per_token * sizeof(float) + sizeof(int64_t) + widest * sizeof(int16_t) +
                                (widest / GROUP + 1) * sizeof(int32_t)) +
@@ -574,8 +586,9 @@ int decoder_step(const Model *m, const Batch *b) {
     s.cos = s.up + N * m->hidden;
     s.sin = s.cos + N * (D / 2);
     s.scales = s.sin + N * (D / 2);
-    float *scratches = s.scales + N;
-    s.sums = (int32_t *)(scratches + m->threads * scratch);
+    s.scratch = s.scales + N;
+    s.scratch_size = scratch;
+    s.sums = (int32_t *)(s.scratch + m->threads * scratch);
     s.numbers = (int16_t *)(s.sums + N * (widest / GROUP + 1));
     s.units[0] = 0;
     for (int64_t i = 0; i < b->sequences; i++) {
@@ -584,10 +597,10 @@ int decoder_step(const Model *m, const Batch *b) {
         s.units[i + 1] = s.units[i] + m->K * (rounded_up(tokens * (m->H / m->K), ROWS) / ROWS);
     }
     if (m->product && N >= m->many) {
-        run_between_products(&s, scratches, scratch);
+        run_between_products(&s);
     } else {
 #pragma omp parallel num_threads(m->threads)
-        run(&s, scratches + omp_get_thread_num() * scratch);
+        run(&s);
     }
     free(memory);
     return 0;
