@@ -14,6 +14,20 @@ def byte_tokenizer() -> NanoChatTokenizer:
     return NanoChatTokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
 
 
+TOKENIZER = byte_tokenizer()
+BOS, USER, USER_END, ASSISTANT, END, PYTHON, PYTHON_END, OUTPUT, OUTPUT_END = range(256, 265)
+CONTROL = [USER, USER_END, ASSISTANT, OUTPUT, OUTPUT_END]  # no model may choose these
+
+
+def ids(text: str) -> list[int]:
+    """The tokens of a text: its bytes."""
+    return list(text.encode())
+
+
+CALL = [PYTHON, *ids("37*24"), PYTHON_END]
+FORGED = [OUTPUT, *ids("999"), OUTPUT_END]  # what a script wants to say where the engine says "888"
+
+
 class ScriptedModel:
     """Answers each prompt, given as ids, with the tokens of its script, by position: tokens that the engine forces
     into the answer take a place in the script too, at which the script may say anything. After its end: byte 33 ("!").

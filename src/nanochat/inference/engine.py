@@ -416,7 +416,7 @@ class Engine:
         sample.tokens.append(token.id)
         self._generated_tokens += 1
         if token.id in sample.stops and not token.forced:
-            return sample.emit([self._end(sample, "stop", token)])
+            return [self._end(sample, "stop", token)]
         call = sample.transcript.open_call
         deltas = sample.emit(sample.transcript.read(token))
         result = calculate(call) if token.id == self._vocabulary.python_end and call is not None and may_call else None
