@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,6 +12,8 @@ from nanochat.inference.engine import Engine, Prompt
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams
 from nanochat.inference.transcript import Delta
+
+logger = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
@@ -100,11 +103,20 @@ class AsyncEngine:
             self._wake.wait()
             self._wake.clear()
             while (self._inbox or self.engine.has_work) and not self._stopping:
-                while self._inbox:
-                    self._inbox.popleft()()
-                self._publish(self.engine.step())
+                try:
+                    self._read_inbox()
+                    self._publish(self.engine.step())
+                except Exception:  # a bug: better to end these requests than to let them wait for ever
+                    logger.exception("the engine failed; all its requests are ended")
+                    self._end_all()
+        self._read_inbox()
+        self._end_all()
+
+    def _read_inbox(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
+
+    def _end_all(self) -> None:
         for request in list(self._requests):
             self._publish(self.engine.cancel(request))
 

@@ -232,6 +232,7 @@ class Engine:
     def cancel(self, request: Request) -> list[Emitted]:
         """End a request now and free its place; does nothing to a finished one. Returns its last pieces."""
         emitted = []
+        self._early = [(whose, delta) for whose, delta in self._early if whose is not request]
         for sample in request.samples:
             if sample.finish_reason is None:
                 emitted.append((request, self._end(sample, "cancelled")))
@@ -369,11 +370,10 @@ class Engine:
         firsts = [sum(counts[:n]) for n in range(len(counts))]
         told = logits.clone() if any(sample.params.logprobs is not None for sample in batch.choosing) else logits
         logits.index_fill_(1, self._forbidden, -math.inf)
-        tokens = choose(logits if max(counts) == 1 else logits[firsts], batch.choosing)
         emitted: list[Emitted] = []
-        for sample, first, token in zip(batch.choosing, firsts, tokens):
+        for sample, first in zip(batch.choosing, firsts):
             try:
-                deltas = self._follow(sample, told[first:], logits[first:], token)
+                deltas = self._follow(sample, told[first:], logits[first:])
             except Exception as error:  # of this request only
                 emitted += self._fail([sample], error)
             else:
@@ -381,8 +381,8 @@ class Engine:
         self._register(batch)
         return emitted
 
-    def _follow(self, sample: Sample, told: Tensor, logits: Tensor, token: int) -> list[Delta]:
-        """Take the chosen token and, while drafts turn out to be what is chosen, the tokens after it.
+    def _follow(self, sample: Sample, told: Tensor, logits: Tensor) -> list[Delta]:
+        """Choose the next token and, while drafts turn out to be what is chosen, the tokens after it.
 
         `told` (the model's own logits) and `logits` (to choose from) begin with the sample's own rows. A draft changes
         nothing but the speed: every token is chosen as if there were none.
@@ -395,6 +395,7 @@ class Engine:
         deltas: list[Delta] = []
         right = 0
         while True:
+            token = choose(logits[right], sample)
             logprob, top = None, ()
             if sample.params.logprobs is not None:
                 logprob, top = logprobs_of(told[right], token, sample.params.logprobs)  # type: ignore[assignment]
@@ -405,7 +406,6 @@ class Engine:
                 break
             right += 1
             sample.computed += 1
-            [token] = choose(logits[right : right + 1], [sample])
         if drafts:
             sample.drafted(right, len(drafts))
             sample.drafts = []
@@ -425,12 +425,12 @@ class Engine:
             vocabulary, ids = self._vocabulary, self.tokenizer.encode_ordinary_batch([result])[0]
             written += [Token(id, forced=True) for id in (vocabulary.output_start, *ids, vocabulary.output_end)]
         for forced in written[1:]:
-            if len(sample.answer) < sample.room:
+            if sample.answer_length < sample.room:
                 sample.tokens.append(forced.id)
                 deltas += sample.emit(sample.transcript.read(forced))
         if sample.transcript.stopped:
             deltas.append(self._end(sample, "stop"))
-        elif len(sample.answer) >= sample.room:
+        elif sample.answer_length >= sample.room:
             deltas.append(self._end(sample, "length"))
         return deltas
 

@@ -82,7 +82,7 @@ class Request:
     @property
     def completion_tokens(self) -> int:
         """Length of all answers so far, in tokens."""
-        return sum(len(sample.answer) for sample in self.samples)
+        return sum(sample.answer_length for sample in self.samples)
 
     @property
     def finished(self) -> bool:
@@ -137,6 +137,11 @@ class Sample:
         return self.tokens[len(self.request.prompt_ids) :]
 
     @property
+    def answer_length(self) -> int:
+        """How many these are."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
     def in_prompt(self) -> bool:
         """Whether more than the newest token is still to be computed."""
         return self.computed < len(self.tokens) - 1
@@ -144,7 +149,7 @@ class Sample:
     def draft(self) -> list[int]:
         """Guess the next tokens: what followed the last few where they occurred before (prompt lookup decoding)."""
         tokens = self.tokens
-        room = self.room - (len(tokens) - len(self.request.prompt_ids)) - 1
+        room = self.room - self.answer_length - 1
         if self._draft_success < DRAFT_WORTH or room < 1:
             return []
         last = tokens[-DRAFT_MATCH:]

@@ -1,7 +1,6 @@
-"""How the next tokens are chosen from logits, for many sequences with parameters of their own."""
+"""How the next token is chosen from logits."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,23 +9,19 @@ from nanochat.inference.request import Sample
 from nanochat.inference.sampling import SamplingParams
 
 
-def choose(logits: Tensor, samples: Sequence[Sample]) -> list[int]:
-    """The next token of each sample, from (B, V) fp32 logits, which are changed; forbidden ones come in as -inf.
+def choose(logits: Tensor, sample: Sample) -> int:
+    """The next token of a sample, from (V,) fp32 logits, which are changed; forbidden ones come in as -inf.
 
     A drawn token uses up one number of the sample's own generator, so that a choice depends on nothing but the
     sample's own logits, parameters, tokens and generator. Raises FloatingPointError for logits that are not numbers.
     """
-    for row, sample in zip(logits, samples):
-        if sample.adjusts_logits:
-            _adjust(row, sample)
-    # NumPy finds the largest of a row ten times faster than PyTorch on a CPU.
-    likeliest = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
-    tokens = []
-    for row, best, sample in zip(logits, likeliest, samples):
-        if not math.isfinite(row[best]):
-            raise FloatingPointError("the model's logits are not finite: its weights are damaged or too large")
-        tokens.append(best if sample.params.temperature == 0 else _draw(row, sample))
-    return tokens
+    if sample.adjusts_logits:
+        _adjust(logits, sample)
+    # NumPy finds the largest ten times faster than PyTorch on a CPU.
+    likeliest = int((logits.numpy() if logits.device.type == "cpu" else logits).argmax())
+    if not math.isfinite(logits[likeliest]):
+        raise FloatingPointError("the model's logits are not finite: its weights are damaged or too large")
+    return likeliest if sample.params.temperature == 0 else _draw(logits, sample)
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

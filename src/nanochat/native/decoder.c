@@ -308,16 +308,24 @@ static void multiply_ints(int bits, Rounded a, int64_t M, const uint8_t *weight,
                                                     c + m * ldc + p * PANEL, ldc, mode);
 }
 
-/* One row to 16 bits: x = scale * numbers, |numbers| <= 32767. */
+/* One row to 16 bits: x = scale * numbers, |numbers| <= 32767; a scale of NaN if x is not finite. */
 static void round_row(const float *x, int64_t k, int16_t *numbers, int32_t *sums, float *scale) {
-    float most = 0;
-    for (int64_t i = 0; i < k; i++) most = fmaxf(most, fabsf(x[i]));
-    *scale = most / 32767;
-    float inverse = most > 0 ? 32767 / most : 0;
+    int32_t top = 0; /* the largest |x| by its bits, among which infinity and NaN are above all numbers */
+    for (int64_t i = 0; i < k; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        top = bits > top ? bits : top;
+    }
+    float most;
+    memcpy(&most, &top, 4);
+    int finite = top < 0x7f800000;
+    *scale = finite ? most / 32767 : NAN;
+    float inverse = finite && most > 0 ? 32767 / most : 0;
     for (int64_t g = 0; g < k / GROUP; g++) {
         int32_t sum = 0;
         for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i++) {
-            float scaled = x[i] * inverse;
+            float scaled = finite ? x[i] * inverse : 0;
             int32_t n = (int32_t)((scaled + 12582912.0f) - 12582912.0f);
             numbers[i] = (int16_t)n;
             sum += n;
