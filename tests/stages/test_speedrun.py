@@ -52,6 +52,7 @@ def test_again_it_answers_at_once(own_data, no_training, capsys):
     out = capsys.readouterr().out
     assert out.count("> What does the") == 3
     assert f"nanochat chat '{own_data.run / 'chat'}'" in out
+    assert f"nanochat serve '{own_data.run / 'chat'}'  and open http://127.0.0.1:8000/" in out
     after = {path: path.stat().st_mtime_ns for path in own_data.run.rglob("*") if path.name != ".lock"}
     assert {path for path in before if path.is_file() and after[path] != before[path]} == set()
 

@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 import shlex
+import sys
 import time
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -80,7 +82,14 @@ def _speedrun(run: Run, options: SpeedrunOptions) -> None:
         console.print(f"{time.monotonic() - begun:.0f} seconds in all; report: {run.report}\n")
     for question in _questions(options, engine)[:3]:
         _show(answer(engine, question, _style(options)))
-    console.print(f"Chat on:  nanochat chat {shlex.quote(str(run.stage('chat')))}")
+    program, model = _program(), shlex.quote(str(run.stage("chat")))
+    console.print(f"Chat on:  {program} chat {model}")
+    console.print(f"In a browser:  {program} serve {model}  and open http://127.0.0.1:8000/", soft_wrap=True)
+
+
+def _program() -> str:
+    """How the user called this program, so that what is printed can be typed as it stands."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "nanochat" else "nanochat"
 
 
 def answer(engine: Engine, question: str, params: SamplingParams) -> Conversation:
