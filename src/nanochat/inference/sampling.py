@@ -1,7 +1,7 @@
 """What a request may ask for: how its tokens are chosen, where they end, and what is told about them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class SamplingParams:
             _check_whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         object.__setattr__(self, "stop", _strings(self.stop))
         if self.stop_token_ids is not None:
-            if isinstance(self.stop_token_ids, int) or not all(map(_is_whole, self.stop_token_ids)):
+            if not isinstance(self.stop_token_ids, Iterable) or not all(map(_is_whole, self.stop_token_ids)):
                 raise UserError(f"stop_token_ids must be token ids, like (3, 7), got {self.stop_token_ids!r}")
             object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         self._check_bias()
