@@ -126,6 +126,20 @@ def serve(
     server.serve(lambda: Engine.from_pretrained(source, quantize=quantize), settings, host, port)
 
 
+def bench(model: tyro.conf.Positional[str | None] = None, quantize: Quantize | None = None) -> None:
+    """Measure how fast a model answers on this machine, and what share of the memory bandwidth that takes.
+
+    Args:
+        model: a model folder or a hub id; the newest model under runs/ if none is given.
+        quantize: round the weights, for speed on a CPU; as they are if not given.
+    """
+    from nanochat.inference.bench import bench
+    from nanochat.inference.engine import Engine
+    from nanochat.serving.terminal import newest_model
+
+    bench(Engine.from_pretrained(model or newest_model(Path("runs")), quantize), quantize)
+
+
 def evaluate(
     model: tyro.conf.Positional[str | None] = None,
     questions: int = 50,
@@ -205,6 +219,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "chat": chat,
     "serve": serve,
+    "bench": bench,
     "evaluate": evaluate,
     "primer": primer,
     "tokenizer train": train_tokenizer,
