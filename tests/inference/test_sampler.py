@@ -99,6 +99,16 @@ def test_min_p_keeps_what_is_not_much_less_likely_than_the_likeliest() -> None:
     assert (probabilities(SamplingParams(temperature=1.0, min_p=0.0), logits) > 0).all()
 
 
+def test_limits_that_keep_all_draw_as_no_limits() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+
+    def draws(**limits: Any) -> list[int]:
+        sample = sample_of(SamplingParams(temperature=1.0, seed=1, **limits))
+        return [choose(logits.clone(), sample) for _ in range(30)]
+
+    assert draws() == draws(top_k=50) == draws(top_k=10**9) == draws(top_p=1.0) == draws(min_p=0.0)
+
+
 @given(
     st.integers(0, 10**6),
     st.sampled_from([10, 100, 3000]),

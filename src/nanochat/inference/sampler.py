@@ -44,7 +44,7 @@ def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
     if params.min_p:
         kept = (weights >= params.min_p * weights.max()).nonzero()[:, 0]
         weights, ids = weights[kept], ids[kept]
-    if len(ids) < V:
+    if len(ids) < V or params.top_p is not None:  # not in the order of the ids any more
         ids, order = ids.sort()
         weights = weights[order]
     return ids, weights
