@@ -50,7 +50,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 total += _cross_entropy_(logits, labels[rows], cap)
                 if with_gradient:
                     torch.mm(logits, W, out=grad_hidden[rows])
-                    grad_weight += logits.T @ x[rows]
+                    if dtype == torch.float32:  # at once, where the types allow it: no (V, C) of a chunk's own
+                        grad_weight.addmm_(logits.T, x[rows])
+                    else:
+                        grad_weight += logits.T @ x[rows]
         # Not saved for backward, so that the way back may change them in place: it is gone once.
         ctx.gradients = grad_hidden.to(hidden_states.dtype), grad_weight.to(weight.dtype)
         return total

@@ -17,7 +17,9 @@ from torch import Tensor
 from nanochat.model.modeling import NanoChatDecoderLayer, NanoChatForCausalLM
 from nanochat.native import Kernels, kernels
 
-QUERY_BLOCK = 512  # queries whose scores with all earlier keys are held at a time
+# Queries whose scores with all earlier keys are held at a time: fewer skip more of what is masked, but the products of
+# bf16 then lose more than that (docs/log.md).
+QUERY_BLOCK = {torch.bfloat16: 512, torch.float32: 256}
 
 
 def use_native_layers(model: NanoChatForCausalLM) -> bool:
@@ -176,8 +178,9 @@ class _Step:
         B, H, T, D = q.shape
         q, k, v = (_heads(tensor, H) for tensor in (q, k, v))
         o = torch.empty(B, T, H, D, dtype=self.dtype)
-        for first in range(0, T, QUERY_BLOCK):
-            last = min(T, first + QUERY_BLOCK)
+        block = QUERY_BLOCK[self.dtype]
+        for first in range(0, T, block):
+            last = min(T, first + block)
             scores = torch.bmm(q[:, first:last], k[:, :last].mT)  # (B H, R, S)
             self._softmax("causal_softmax", first, H, scores)
             o[:, first:last] = torch.bmm(scores, v[:, :last]).view(B, H, -1, D).transpose(1, 2)
@@ -192,8 +195,9 @@ class _Step:
         grad_q = torch.empty_like(q)
         grad_k = grad_v = torch.zeros(())
         # From the last block to the first, so that the longest one makes room for the others' sums.
-        for first in reversed(range(0, T, QUERY_BLOCK)):
-            last = min(T, first + QUERY_BLOCK)
+        block = QUERY_BLOCK[self.dtype]
+        for first in reversed(range(0, T, block)):
+            last = min(T, first + block)
             scores = torch.bmm(q[:, first:last], k[:, :last].mT)  # (B H, R, S)
             grad = torch.bmm(d[:, first:last], v[:, :last].mT)
             self._softmax("causal_softmax_backward", first, H, scores, grad)

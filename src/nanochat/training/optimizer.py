@@ -18,7 +18,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
     """Replace each matrix of a stack (N, rows, cols) by an approximation of its nearest semi-orthogonal one.
 
     Five Newton–Schulz iterations X ← B X, B = a + b A + c A², A = X Xᵀ, drive all singular values into about 0.7 to
-    1.2, which is close enough for Muon. They run in `dtype`; bf16 suffices, for the iteration corrects its own rounding.
+    1.2, which is close enough for Muon. They run in `dtype`; bf16 suffices: the iteration corrects its own rounding.
     For matrices clearly longer than wide, the Bs of a few iterations are multiplied first, small as they are (A becomes
     B A B), and X once for all; in two rounds, because a single one would leave rounding uncorrected for too long.
     """
