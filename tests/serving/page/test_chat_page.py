@@ -40,6 +40,24 @@ def test_an_answer_streams_and_stops(chat: Chat) -> None:
     assert chat.texts(".note") == ["Stopped."] * 2
 
 
+def test_what_is_being_read_stays_while_the_answer_grows(chat: Chat) -> None:
+    chat.page.set_viewport_size({"width": 500, "height": 500})
+    chat.ask("say " + "long " * 200)
+    chat.send("slowly say first\n\nsecond\n\nthird\n\nfourth\n\nfifth\n\nsixth")
+    chat.until_answer_has("second")
+    chat.page.evaluate("getSelection().selectAllChildren(document.querySelector('article:last-child p'))")
+    chat.page.hover("main")
+    chat.page.mouse.wheel(0, -400)
+    rest = "(e => e.scrollHeight - e.scrollTop - e.clientHeight)(document.querySelector('main'))"
+    chat.until(lambda: chat.page.evaluate(rest) > 100)
+    place = chat.page.evaluate("document.querySelector('main').scrollTop")
+    chat.settled()
+    assert chat.page.evaluate("getSelection().toString()").strip() == "first"
+    assert chat.page.evaluate("document.querySelector('main').scrollTop") == place
+    chat.ask("say bottom")
+    assert chat.page.evaluate(rest) < 2
+
+
 def test_a_stopped_answer_goes_on_where_it_was(chat: Chat) -> None:
     chat.send("slowly say a b c d e f g h")
     chat.until_answer_has("c d")
@@ -252,7 +270,7 @@ def test_the_theme_follows_the_system_until_it_is_set(
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(open_chat: Callable[..., Chat], shared_server: Server) -> None:
     chat = open_chat(shared_server.url, viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True)
-    table = f"| a | b |\n|---|---|\n| {'c' * 90} | d |"
+    table = f"{'| a ' * 40}|\n{'|---' * 40}|\n{'| cell ' * 40}|"
     chat.page.fill("#text", f"say a {'very' * 60}\n\n{table}\n\n```\n{'e' * 99}\n```")
     chat.page.keyboard.press("Enter")  # on a phone a new line
     chat.press("Send")

@@ -4,9 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from chat_driver import ANSWER, Chat, Server
-from fake_server import HEADERS, PAGE
+from fake_server import PAGE
 
 PAYLOADS = [
     "<script>window.hacked = 1</script>",
@@ -25,9 +24,9 @@ PAYLOADS = [
     "{{constructor.constructor('window.hacked = 1')()}} ${window.hacked = 1}",
 ]
 FORBIDDEN = r"(inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser|ContextualFragment"
-OURS = set(
-    "P A BR B I CODE PRE DIV SPAN TABLE THEAD TBODY TR TH TD STRONG EM DEL UL OL LI H2 H3 H4 H5 H6 HR BLOCKQUOTE "
-    "BUTTON FOOTER ARTICLE TEXTAREA".split(" ")
+OURS = re.compile(
+    "P|A|BR|B|I|CODE|PRE|DIV|SPAN|TABLE|THEAD|TBODY|TR|TH|TD|STRONG|EM|DEL|UL|OL|LI|H[2-6]|HR|BLOCKQUOTE|BUTTON|FOOTER|"
+    "ARTICLE|TEXTAREA"
 )
 
 
@@ -44,7 +43,7 @@ def test_text_is_never_html(chat: Chat) -> None:
     assert all("noopener" in rel and target == "_blank" for _, rel, target in links)
     for view in ("prose", "tokens"):
         tags = set(chat.each("main *, nav *, [popover] *", "e.tagName"))
-        assert tags <= OURS
+        assert [tag for tag in tags if not OURS.fullmatch(tag)] == []
         names = chat.page.eval_on_selector_all("main *", "all => all.flatMap((e) => e.getAttributeNames())")
         assert not [name for name in names if name.startswith("on") or name in ("src", "srcdoc", "action")]
         if view == "prose":
@@ -60,11 +59,6 @@ def test_the_sources_make_no_html_of_strings() -> None:
     assert not re.findall(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", html)
     allowed = {"http://www.w3.org/2000/svg", "https?://"}
     assert set(re.findall(r"https?\??://[\w./]*", sources)) - allowed == set(), "something from elsewhere"
-
-
-def test_the_fake_server_has_the_headers_of_the_real_one() -> None:
-    guards = pytest.importorskip("nanochat.serving.guards")
-    assert guards.SECURITY_HEADERS["content-security-policy"] == HEADERS["Content-Security-Policy"]
 
 
 MARKDOWN = [

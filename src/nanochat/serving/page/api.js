@@ -1,4 +1,4 @@
-// The server's API: OpenAI's, with what NanoChat adds to it.
+// The server's API: OpenAI's, with what NanoChat adds to it. What is broken off by its `signal` raises `ServerError` too.
 
 import { session } from "./store.js";
 
@@ -16,7 +16,6 @@ async function request(path, body, signal) {
   const headers = { ...type, ...(key && { Authorization: `Bearer ${key}` }) };
   const options = { method: body ? "POST" : "GET", headers, body: JSON.stringify(body), signal };
   const response = await fetch(path, options).catch(() => {
-    signal?.throwIfAborted();
     throw new ServerError("The server can’t be reached. Is nanochat serve still running?");
   });
   if (response.ok) return response;
@@ -41,7 +40,6 @@ export async function* streamChat(body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let waiting = ""; ; ) {
     const { value, done } = await reader.read().catch(() => ({ done: true }));
-    signal.throwIfAborted();
     if (done) throw new ServerError("The connection broke off before the answer was complete.");
     const lines = (waiting + value).split("\n");
     waiting = lines.pop();

@@ -4,7 +4,7 @@ import { ServerError, getJson, streamChat } from "./api.js";
 import * as tree from "./conversation.js";
 import { announce, grow, h, iconButton } from "./dom.js";
 import * as store from "./store.js";
-import { messageView, trouble, updateAnswer, welcome } from "./view.js";
+import { messageView, trouble, updateMessage, welcome } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const settings = store.loadSettings();
@@ -60,7 +60,7 @@ async function write(answer, known = []) {
 function requestBody(messages, known, version) {
   const { temperature, top_p, top_k, max_tokens, seed } = settings;
   return {
-    model, messages, temperature, max_tokens: max_tokens + known.length,
+    model, messages, temperature, max_tokens,
     ...(top_p < 1 && { top_p }), ...(top_k && { top_k }),
     ...(seed !== null && { seed: seed + version }), // as /retry in the terminal: another version, the next seed
     ...(known.length && { prefix_token_ids: known.map((token) => token.id) }),
@@ -151,19 +151,17 @@ function render() {
   renderBars();
 }
 
-/** Show one answer anew and leave the rest, where a message may be being edited. */
+/** Show one answer as it is now and leave the rest, where a message may be being edited. */
 function redraw(answer) {
-  if (articles.get(answer)?.isConnected) articles.get(answer).replaceWith(draw(answer));
+  if (articles.get(answer)?.isConnected) updateMessage(articles.get(answer), ...situation(answer));
   renderBars();
 }
 
 /** Show what has come of an answer, once a frame. */
 function refresh(answer) {
   if (!waiting.size) requestAnimationFrame(() => {
-    const shown = [...waiting].filter((node) => articles.get(node)?.isConnected);
-    for (const node of shown) updateAnswer(articles.get(node), ...situation(node));
+    waiting.forEach(redraw);
     waiting.clear();
-    follow();
   });
   waiting.add(answer);
 }
@@ -234,8 +232,8 @@ function setTheme(theme) {
 function toggleTokens() {
   settings.tokenView = !settings.tokenView;
   store.saveSettings(settings);
-  tree.visible(conversation).filter((node) => node.role === "assistant").forEach(redraw);
   renderBars();
+  tree.visible(conversation).filter((node) => node.role === "assistant").forEach(redraw);
 }
 
 function showValue(field) {

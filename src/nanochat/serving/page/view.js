@@ -22,31 +22,41 @@ export const welcome = (ask) => h("div", { class: "welcome" }, h("h2", {}, "Ask 
  * pick(index, token). `state`: isRunning, tokenView, depth in the conversation, version (from 1) of versions.
  */
 export function messageView(node, on, state) {
-  const isAnswer = node.role === "assistant";
-  const label = { "aria-label": isAnswer ? "Answer" : "You", "aria-busy": String(state.isRunning) };
-  const article = h("article", { class: node.role, ...label }, h("div", { class: "body" }));
-  if (isAnswer) updateAnswer(article, node, on, state);
-  else article.firstChild.append(textOf(node));
-  if (!state.isRunning) article.append(...(isAnswer ? notes(node, on) : []), footer(article, node, on, state));
+  const label = node.role === "assistant" ? "Answer" : "You";
+  const article = h("article", { class: node.role, "aria-label": label }, h("div", { class: "body" }));
+  updateMessage(article, node, on, state);
   return article;
 }
 
-/** Bring what an answer says up to date, while it comes. */
-export function updateAnswer(article, node, on, { isRunning, tokenView }) {
+/** Bring the element of a message up to date. What it says stays in place as far as it is the same. */
+export function updateMessage(article, node, on, state) {
   const body = article.firstChild;
-  const name = tokenView && node.tokens.length ? "body tokens" : "body prose";
-  if (body.className !== name) body.replaceChildren();
-  body.className = name;
-  if (name === "body tokens") return showTokens(body, node.tokens, on.pick);
+  article.ariaBusy = state.isRunning;
+  if (node.role === "user") body.replaceChildren(textOf(node));
+  else if (state.tokenView && node.tokens.length) asTokens(body, node.tokens, on.pick);
+  else asProse(body, node.parts, state.isRunning);
+  while (body.nextSibling) body.nextSibling.remove();
+  if (!state.isRunning) article.append(...notes(node, on), footer(article, node, on, state));
+}
+
+function asTokens(body, tokens, onPick) {
+  if (!body.classList.contains("tokens")) body.replaceChildren();
+  body.className = "body tokens";
+  showTokens(body, tokens, onPick);
+}
+
+function asProse(body, parts, isRunning) {
   const call = (text) => h("p", { class: "call", "data-icon": "calculator" }, h("code", {}, text));
-  const items = calls(node.parts).flatMap(({ type, text }) => type === "text"
+  const items = calls(parts).flatMap(({ type, text }) => type === "text"
     ? blocks(text).map((source) => ({ key: source, build: () => renderBlock(source) }))
     : [{ key: `call ${text}`, build: () => call(text) }]);
   if (isRunning && !items.length) items.push({ key: "…", build: () => h("span", { class: "thinking" }) });
+  body.className = "body prose";
   sync(body, items);
 }
 
 function notes(node, { retry }) {
+  if (node.role === "user") return [];
   const end = node.error ? "" : ENDS[node.finish] ?? "This answer was interrupted.";
   const texts = [node.forgotten && FORGOTTEN, node.note, end].filter(Boolean);
   return [...texts.map((text) => h("p", { class: "note" }, text)), ...(node.error ? [trouble(node.error, retry)] : [])];
@@ -66,7 +76,7 @@ function footer(article, node, on, { depth, version, versions }) {
     versions > 1 && h("span", { role: "group", "aria-label": "Versions" }, choice),
     node.parts.length > 0 && button("copy", "Copy", (element) => copy(markdownOf(node), element)),
     !isAnswer && button("edit", "Edit", () => edit(article, node, on, `${depth} Edit`)),
-    isAnswer && button("again", "Answer again", on.again),
+    isAnswer && !node.error && button("again", "Answer again", on.again),
     isAnswer && node.finish !== "stop" && node.tokens.length > 0 && button("on", "Continue", on.goOn),
     isAnswer && node.stats && speed(node.stats));
 }
