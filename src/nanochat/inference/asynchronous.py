@@ -78,7 +78,10 @@ class AsyncEngine:
         Raises:
             UserError: as `Engine.add`.
             QueueFullError: if `max_waiting` requests wait already.
+            RuntimeError: outside of the context.
         """
+        if self._stopping or not self._thread.is_alive():
+            raise RuntimeError("the engine is not running: submit within `async with`")
         if self._coming + self.engine.stats().waiting >= self.max_waiting:
             raise QueueFullError(f"{self.max_waiting} requests are waiting already: try again later")
         request = AsyncRequest(self.engine.prepare(prompt, params, prefix=prefix), self)

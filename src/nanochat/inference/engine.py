@@ -99,6 +99,9 @@ class Engine:
             )
         # Rows of a padded embedding stand for no text.
         self._forbidden = torch.tensor([*self._vocabulary.reserved, *range(len(tokenizer), size)], device=model.device)
+        for what, number in (("threads", threads), ("cache_tokens", cache_tokens)):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise UserError(f"{what} must be a whole number of at least 1, or None, got {number!r}")
         self._folder = folder
         self._threads = threads
         self._cache_tokens = cache_tokens
@@ -200,6 +203,8 @@ class Engine:
             UserError: as in `generate`, with `name` in it.
         """
         params = params or SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise UserError(f"the parameters of {name} must be SamplingParams, got {params!r:.80}")
         ids = self.encode(prompt, name)
         beginning = self._checked_ids(prefix, "the prefix") if len(prefix) else []
         length = len(ids) + len(beginning)
@@ -220,8 +225,7 @@ class Engine:
 
     def start(self, request: Request) -> None:
         """Queue a prepared request."""
-        if not self.has_work and self._weights_now() != self._weights_then:
-            self._load()
+        self._renew()
         for sample in request.samples:
             for n, id in enumerate(request.prefix, 1):
                 if sample.finish_reason is None:
@@ -231,8 +235,8 @@ class Engine:
 
     def cancel(self, request: Request) -> list[Emitted]:
         """End a request now and free its place; does nothing to a finished one. Returns its last pieces."""
-        emitted = []
-        self._early = [(whose, delta) for whose, delta in self._early if whose is not request]
+        emitted = [early for early in self._early if early[0] is request]
+        self._early = [early for early in self._early if early[0] is not request]
         for sample in request.samples:
             if sample.finish_reason is None:
                 emitted.append((request, self._end(sample, "cancelled")))
@@ -280,7 +284,7 @@ class Engine:
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Return the token ids of a prompt. Raises UserError, with `name` in it, if it is not one."""
         kinds = f"{name} must be a string, a conversation or a list of token ids"
-        if not isinstance(prompt, Sequence):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise UserError(f"{kinds}, got {type(prompt).__name__}")
         if not prompt:
             raise UserError(f"{name} is empty: give at least one character, message or token ([bos_token_id] will do)")
@@ -302,6 +306,7 @@ class Engine:
         ids = self._checked_ids(token_ids, "token_ids")
         if not 2 <= len(ids) <= self.context_length:
             raise UserError(f"logprobs needs from 2 to {self.context_length} token ids, got {len(ids)}")
+        self._renew()
         [sample] = Request(ids, SamplingParams(max_new_tokens=1), self._vocabulary, self.context_length + 1).samples
         if not self._cache.reserve(sample, len(ids)):
             raise UserError(f"the cache has no room for {len(ids)} tokens now: raise cache_tokens")
@@ -319,6 +324,11 @@ class Engine:
         finally:
             self._cache.release(sample)
         return torch.cat(pieces)
+
+    def _renew(self) -> None:
+        if not self.has_work and self._weights_now() != self._weights_then:
+            self._folder = None  # what is prepared there is not this model any more
+            self._load()
 
     def _load(self) -> None:
         """Take the model's weights as they are now; the cache is empty then."""
@@ -346,7 +356,8 @@ class Engine:
 
     def _weights_now(self) -> tuple[tuple[int, int], ...]:
         """Changes whenever a weight does."""
-        return tuple((weight.data_ptr(), weight._version) for weight in self.model.parameters())
+        weights = self.model.parameters()
+        return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
 
     def _checked_ids(self, ids: Sequence[Any], name: str, kinds: str | None = None) -> list[int]:
         size = self.model.config.vocab_size
@@ -372,6 +383,8 @@ class Engine:
         logits.index_fill_(1, self._forbidden, -math.inf)
         emitted: list[Emitted] = []
         for sample, first in zip(batch.choosing, firsts):
+            if sample.finish_reason:  # another answer to its request has just failed
+                continue
             try:
                 deltas = self._follow(sample, told[first:], logits[first:])
             except Exception as error:  # of this request only
