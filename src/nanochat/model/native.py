@@ -91,7 +91,7 @@ def native_decoder(
 def _matrices(model: NanoChatForCausalLM) -> list[Tensor]:
     """The matrices (outputs, inputs) of all layers: per layer q, k and v together, o, fc1, fc2."""
     matrices = []
-    for layer in model.model.layers:
+    for layer in model.model.layers[: model.config.num_hidden_layers]:
         attention, mlp = layer.self_attn, layer.mlp
         qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
         matrices += [qkv, attention.o_proj.weight, mlp.fc1.weight, mlp.fc2.weight]
