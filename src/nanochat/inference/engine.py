@@ -174,6 +174,7 @@ class Engine:
         try:
             while not request.finished:
                 yield from (delta for whose, delta in self.step() if whose is request)
+            yield from (delta for _, delta in self.cancel(request))  # where the given beginning was all of it
         finally:
             self.cancel(request)
         if request.error:
