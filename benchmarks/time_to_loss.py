@@ -211,7 +211,7 @@ def corpus_data(folder: Path, name: str, quick: bool) -> Path:
 
     source, vocab_size = CORPORA[name]["source"], CORPORA[name]["shape"]["vocab_size"]
     tokenizer = train_tokenizer(islice(read_documents(source, "train"), 100 if quick else 5000), vocab_size)
-    for split, tokens in (("train", 2**15 if quick else 2**24), ("val", VALIDATION_TOKENS)):
+    for split, tokens in (("train", 2**15 if quick else 2**24), ("val", 2**12 if quick else VALIDATION_TOKENS)):
         write_store(folder / split, tokenize_documents(read_documents(source, split), tokenizer), tokenizer, tokens)
     return folder
 
