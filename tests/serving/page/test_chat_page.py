@@ -290,6 +290,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(open_chat: Callable[..., Ch
     chat.page.tap("#new")
     chat.page.wait_for_selector("#new", state="hidden")
     assert chat.texts("article") == []
+    chat.page.tap("#menu")
+    chat.page.tap("#new")  # where one is open already
+    chat.page.wait_for_selector("#new", state="hidden")
 
 
 def test_everything_is_reached_by_keyboard_and_named(chat: Chat) -> None:

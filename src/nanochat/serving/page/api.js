@@ -1,4 +1,4 @@
-// The server's API: OpenAI's, with what NanoChat adds to it. What is broken off by its `signal` raises `ServerError` too.
+// The server's API: OpenAI's, with what NanoChat adds to it. Aborting by a `signal` raises a `ServerError` too.
 
 import { session } from "./store.js";
 

@@ -2,7 +2,7 @@
 
 import { ServerError, getJson, streamChat } from "./api.js";
 import * as tree from "./conversation.js";
-import { announce, grow, h, iconButton } from "./dom.js";
+import { announce, grow, h, iconButton, isTouch } from "./dom.js";
 import * as store from "./store.js";
 import { messageView, trouble, updateMessage, welcome } from "./view.js";
 
@@ -202,7 +202,6 @@ function open() {
   const known = conversations.find((one) => `#${one.id}` === location.hash);
   conversation = known ?? tree.newConversation(settings.system);
   isFollowing = true;
-  showMenu(false);
   render();
   if (!isTouch()) $("text").focus();
 }
@@ -258,8 +257,6 @@ function changeSetting({ target: field }) {
 
 // ---- Buttons and keys ----
 
-const isTouch = () => matchMedia("(pointer: coarse)").matches; // there Enter begins a new line, as usual
-
 function send() {
   const text = $("text").value.trim();
   if (running.has(conversation)) return running.get(conversation).controller.abort();
@@ -309,6 +306,7 @@ listen("messages", "scroll", ({ target: { scrollHeight, scrollTop, clientHeight 
 listen("menu", "click", () => showMenu(true));
 listen("close-menu", "click", () => showMenu(false));
 listen("backdrop", "click", () => showMenu(false));
+listen("sidebar", "click", ({ target }) => target.closest("a") && showMenu(false));
 listen("token-view", "click", toggleTokens);
 listen("theme", "click", () => setTheme({ auto: "light", light: "dark", dark: "auto" }[settings.theme]));
 listen("settings-button", "click", showSettings);

@@ -49,6 +49,9 @@ export async function copy(text, button) {
 /** Tell people who listen instead of looking. */
 export const announce = (text) => (document.getElementById("status").textContent = text);
 
+/** Whether this is a phone or a tablet: Enter begins a new line there, as usual. */
+export const isTouch = () => matchMedia("(pointer: coarse)").matches;
+
 /** Make a field as high as its text. */
 export function grow(area) {
   area.style.height = "auto";

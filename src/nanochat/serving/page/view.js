@@ -1,7 +1,7 @@
 // One message as an element: what was said, what can be done with it, how fast it came.
 
 import { calls, markdownOf, textOf } from "./conversation.js";
-import { copy, grow, h, iconButton, sync } from "./dom.js";
+import { copy, grow, h, iconButton, isTouch, sync } from "./dom.js";
 import { blocks, renderBlock } from "./markdown.js";
 import { showTokens } from "./tokens.js";
 
@@ -97,7 +97,7 @@ function edit(article, node, on, focus) {
   const send = () => area.value.trim() && on.edit(area.value.trim());
   const onkeydown = (event) => {
     if (event.key === "Escape") event.stopPropagation(), on.show(0);
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) event.preventDefault(), send();
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !isTouch()) event.preventDefault(), send();
   };
   const label = { "aria-label": "Edit the message", "data-focus": focus };
   const area = h("textarea", { rows: 1, ...label, oninput: () => grow(area), onkeydown }, textOf(node));
