@@ -15,7 +15,7 @@ def tiny_model(context_length: int = 256) -> NanoChatForCausalLM:
         hidden_size=32,
         intermediate_size=None,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=2,
         max_position_embeddings=context_length,
         initializer_range=0.3,
     )

@@ -181,7 +181,8 @@ def _encode_text(service: Service, text: str, with_bos: bool) -> list[int]:
 
 def _streamed(whole: Any, chunk: Any, others: Any) -> Any:
     """Document an endpoint that answers with `whole`, or with events that hold `chunk`."""
-    events = {"schema": {"type": "string", "description": f"server-sent events of {chunk.__name__}, then [DONE]"}}
+    data = {"type": "string", "description": f"a {chunk.__name__} as JSON; [DONE] in the last event"}
+    events = {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     return {200: {"model": whole, "content": {"text/event-stream": events}}, **others}
 
 

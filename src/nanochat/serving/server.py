@@ -106,7 +106,7 @@ def serve(
     log_to()
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback and settings.api_key is None:
         log("other machines can reach this server and it asks for no API key", logging.WARNING)
-    loop_factory = uvicorn.Config("").get_loop_factory()  # uvloop's, where there is one
+    loop_factory = config(None).get_loop_factory()  # uvloop's, where there is one
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(engine, settings, listening, on_ready))
 

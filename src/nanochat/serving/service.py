@@ -261,6 +261,8 @@ class Generation:
             self._failure = ApiError(
                 503, "the server was too busy to begin in time", code="time_limit", retry_after=RETRY_SECONDS
             )
+        elif self.ending is None:  # not by us: the engine gave up
+            self._fail(None)
         else:
             self._failure = ApiError(503, "the server stopped before the answer was complete", code="shutting_down")
 
