@@ -27,7 +27,7 @@ from nanochat.inference.sampling import SamplingParams
 from nanochat.inference.scheduler import MOST_RUNNING, Batch, Scheduler
 from nanochat.inference.transcript import Delta, FinishReason, Token, Vocabulary
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.model.native import native_obstacle
+from nanochat.model.native import native_obstacle, weights_state
 from nanochat.native.decoder import PAGE
 from nanochat.native.packing import FORMATS
 from nanochat.tokenizer import NanoChatTokenizer
@@ -327,13 +327,13 @@ class Engine:
         return torch.cat(pieces)
 
     def _renew(self) -> None:
-        if not self.has_work and self._weights_now() != self._weights_then:
+        if not self.has_work and weights_state(self.model) != self._weights_then:
             self._folder = None  # what is prepared there is not this model any more
             self._load()
 
     def _load(self) -> None:
         """Take the model's weights as they are now; the cache is empty then."""
-        self._weights_then = self._weights_now()
+        self._weights_then = weights_state(self.model)
         self._runner = self._make_runner()
         self._cache = KVCache(self._runner.pages)
         device = self.model.device.type
@@ -354,11 +354,6 @@ class Engine:
         context = -(-self.context_length // PAGE)
         room = CACHE_SHARE * free_memory(self.model.device.type) / page_bytes(self.model.config, bytes_per_number)
         return max(context, min(int(room), MOST_RUNNING * context))
-
-    def _weights_now(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever a weight does."""
-        weights = self.model.parameters()
-        return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
 
     def _checked_ids(self, ids: Sequence[Any], name: str, kinds: str | None = None) -> list[int]:
         size = self.model.config.vocab_size

@@ -12,7 +12,7 @@ from transformers.generation import GenerationMode
 
 from nanochat.host import free_memory
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.model.native import native_decoder, native_obstacle, packed_weights
+from nanochat.model.native import native_decoder, native_obstacle, packed_weights, weights_state
 from nanochat.native.decoder import PAGE
 
 FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -113,7 +113,7 @@ def _plain_positions(model_kwargs: Mapping[str, Any]) -> bool:
 
 def _weights(model: NanoChatForCausalLM, format: str) -> list[Tensor]:
     """The model's packed weights, made anew when one of them has changed."""
-    state = format, tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
+    state = format, weights_state(model)
     known = _packed.get(model)
     if known is None or known[0] != state:
         _packed[model] = known = state, packed_weights(model, format)

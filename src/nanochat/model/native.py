@@ -62,6 +62,12 @@ def packed_weights(model: NanoChatForCausalLM, format: str) -> list[Tensor]:
     return [pack(matrix, format) for matrix in (*_matrices(model), model.lm_head.weight)]
 
 
+def weights_state(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Differs from what it was before if a weight has changed or moved since (in inference mode: moved)."""
+    weights = model.parameters()
+    return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+
+
 def native_decoder(
     model: NanoChatForCausalLM, format: str, weights: list[Tensor], pages: int, threads: int
 ) -> NativeDecoder:
