@@ -13,7 +13,7 @@ TEXT = "say one two three"
 
 
 def test_an_answer_comes_and_is_announced(chat: Chat) -> None:
-    assert chat.texts("#model") == ["demo"]
+    chat.until(lambda: chat.texts("#model") == ["demo"])
     assert chat.ask("What is the capital of France?") == "The capital of France is Paris."
     assert chat.page.inner_text("#status") == "The capital of France is Paris."
     assert "8 tokens" in chat.texts(".speed")[0] and "32 of 40 from cache" in chat.texts(".speed")[0]
