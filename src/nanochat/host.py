@@ -1,5 +1,6 @@
 """What the host gives this process: processors, memory, and how fast matrices are multiplied."""
 
+import functools
 import math
 import os
 import time
@@ -30,13 +31,14 @@ def free_memory(device: str) -> int:
     return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
 
 
+@functools.cache
 def bfloat16_pays(device: str) -> bool:
-    """Whether matrix products in bf16 are clearly faster than in fp32 (on a CPU: a probe of some ms)."""
+    """Whether matrix products in bf16 are clearly faster than in fp32 (on a CPU: a probe, once in a process)."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "mps":
         return False  # half as much memory, but no faster
-    return matmul_rate(device, torch.bfloat16, 512, 0.005) > 1.4 * matmul_rate(device, torch.float32, 512, 0.005)
+    return matmul_rate(device, torch.bfloat16, 256, 0.005) > 1.4 * matmul_rate(device, torch.float32, 256, 0.005)
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
