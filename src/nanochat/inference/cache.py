@@ -1,7 +1,6 @@
 """Which pages of the key/value cache belong to whom, and which hold the beginnings of prompts seen before."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from nanochat.inference.request import Sample
 from nanochat.native.decoder import PAGE
@@ -90,13 +89,6 @@ class KVCache:
                     self._empty.append(page)
         sample.pages = []
         sample.computed = sample.registered = sample.chain = 0
-
-    def forget(self, pages: Sequence[int] | None = None) -> None:
-        """Know unused pages no longer: all of them, or these."""
-        for page in list(self._idle) if pages is None else pages:
-            self._idle.pop(page)
-            self._unregister(page)
-            self._empty.append(page)
 
     def _forget_oldest(self) -> int:
         page, _ = self._idle.popitem(last=False)

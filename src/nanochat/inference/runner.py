@@ -97,6 +97,7 @@ class TorchRunner:
         seen = columns <= positions[..., None]  # (R, T, S)
         mask = torch.where(seen, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)[:, None]
         self.cache.table = table
+        self.cache.unfilled = columns >= ends  # (R, S)
         self.cache.slots = table.gather(1, positions // PAGE) * PAGE + positions % PAGE  # (R, T)
         output = self.model(
             input_ids=torch.tensor(tokens, device=device),
@@ -114,6 +115,7 @@ class _PagedCache(Cache):
 
     table: Tensor  # (R, pages)
     slots: Tensor  # (R, T), where the new tokens go
+    unfilled: Tensor  # (R, S), what lies after each sequence: zeros come back, for nothing times NaN is NaN
 
     def __init__(self, pages: int) -> None:
         super().__init__(layers=[])
@@ -130,7 +132,10 @@ class _PagedCache(Cache):
         all_slots = (self.table[..., None] * PAGE + torch.arange(PAGE, device=self.table.device)).flatten(1)  # (R, S)
         for store, new in zip(self._stores[layer_idx], (key_states, value_states)):
             store[self.slots] = new.transpose(1, 2)
-        keys, values = (store[all_slots].transpose(1, 2) for store in self._stores[layer_idx])  # (R, K, S, D)
+        keys, values = (
+            store[all_slots].masked_fill_(self.unfilled[..., None, None], 0).transpose(1, 2)  # (R, K, S, D)
+            for store in self._stores[layer_idx]
+        )
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

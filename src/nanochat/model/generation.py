@@ -113,7 +113,7 @@ def _plain_positions(model_kwargs: Mapping[str, Any]) -> bool:
 
 def _weights(model: NanoChatForCausalLM, format: str) -> list[Tensor]:
     """The model's packed weights, made anew when one of them has changed."""
-    state = format, weights_state(model)
+    state = format, model.config.num_hidden_layers, weights_state(model)
     known = _packed.get(model)
     if known is None or known[0] != state:
         _packed[model] = known = state, packed_weights(model, format)

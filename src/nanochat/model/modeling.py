@@ -449,9 +449,12 @@ class NanoChatForCausalLM(NanoChatPreTrainedModel, GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Transformers' hook: what `generate` keeps keys and values in. On a CPU the native decoder does, if it can."""
+        given = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
+        if given is not None:  # whoever gives a cache wants it filled
+            return
         from nanochat.model.generation import native_cache  # it needs this file
 
         cache = native_cache(self, generation_config, model_kwargs, generation_mode, max_cache_length)

@@ -10,7 +10,7 @@ from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.native.decoder import NativeDecoder, Shape, decoder_library
 from nanochat.native.packing import BITS, GROUP, PANEL, pack
 
-PLAIN_MODULES = ("torch.nn.modules.container", "transformers.activations", "nanochat.model.")
+PLAIN_MODULES = ("transformers.activations", "nanochat.model.")
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that don't change with the length
 
 
@@ -19,11 +19,11 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
     config = model.config
     multiple = GROUP if format in BITS else PANEL
     sizes = {
-        "hidden_size": config.hidden_size,
-        "the head size": config.hidden_size // config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
+        "hidden_size": (config.hidden_size, multiple),
+        "the head size": (config.hidden_size // config.num_attention_heads, PANEL),
+        "intermediate_size": (config.intermediate_size, multiple),
     }
-    odd = [f"{name} is {size}" for name, size in sizes.items() if size % (PANEL if "head" in name else multiple)]
+    odd = [f"{name} is {size}, not a multiple of {due}" for name, (size, due) in sizes.items() if size % due]
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}"
     if config.hidden_act != "relu2":
@@ -35,7 +35,7 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
     if (strange := _strange_module(model)) is not None:
         return strange
     if odd:
-        return f"{' and '.join(odd)}, not a multiple of {multiple}"
+        return " and ".join(odd)
     if decoder_library() is None:
         return "there is no C compiler, or NANOCHAT_NATIVE=0 forbids it"
     return None
@@ -44,7 +44,10 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
 def _strange_module(model: NanoChatForCausalLM) -> str | None:
     """What an adapter, a quantizer or a hook has changed in a model: the native decoder would pass it by."""
     for name, module in model.named_modules():
-        if not (type(module) in (nn.Linear, nn.Embedding) or type(module).__module__.startswith(PLAIN_MODULES)):
+        if not (
+            type(module) in (nn.Linear, nn.Embedding, nn.ModuleList)
+            or type(module).__module__.startswith(PLAIN_MODULES)
+        ):
             return f"{name or 'the model'} is a {type(module).__name__}"
         forward = vars(module).get("forward")
         if module._forward_hooks or module._forward_pre_hooks or not _is_ours(forward):

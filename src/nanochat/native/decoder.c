@@ -488,13 +488,14 @@ static void attend_rows(const Step *s, int64_t layer, int64_t sequence, int64_t 
         memset(x + t, 0, (S - t) * sizeof(float));
         weights[r] = 1 / sum_of(sums);
     }
-    for (int64_t page = 0; page < pages; page++) {
+    for (int64_t page = 0; page < pages; page++) { /* what lies after the last position may be anything, NaN too */
+        int64_t filled = min(PAGE, s->positions[last] + 1 - page * PAGE);
         const char *v = (const char *)m->values + page_at(m, layer, table[page], kv_head, D) * size;
         for (int64_t p = 0; p < D / PANEL; p += PANEL_BLOCK) {
             const void *panels[PANEL_BLOCK];
             for (int64_t j = 0; j < PANEL_BLOCK; j++) panels[j] = v + (p + j) * PANEL * size;
             rows_times(m->cache_format, R, scores + page * PAGE, S, panels, min(PANEL_BLOCK, D / PANEL - p), D,
-                       PAGE, out + p * PANEL, D, page ? ADD : SET);
+                       filled, out + p * PANEL, D, page ? ADD : SET);
         }
     }
     for (int64_t r = 0; r < R; r++) {
