@@ -123,6 +123,20 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
         talk(scripted(*scripts, model_class=Interrupted), "Hi", terminal=False)
 
 
+def test_an_answer_that_breaks_off_is_an_error_and_the_next_is_given() -> None:
+    class Broken(ScriptedModel):
+        def _next(self, ids: list[int]) -> int:
+            if ids[-2:] == list(b"Wa"):
+                raise MemoryError("no memory")
+            return super()._next(ids)
+
+    scripts = (turns("Hi"), said("Wait")), (turns("Ho"), said("Done."))
+    printed = talk(scripted(*scripts, model_class=Broken), "Hi", "Ho")
+    assert printed.splitlines()[1:] == ["Wa", "the answer broke off: MemoryError: no memory", "Done."]
+    with pytest.raises(UserError, match="the answer broke off: MemoryError: no memory"):
+        chat(scripted(*scripts, model_class=Broken), params=PARAMS, prompt="Hi")
+
+
 def test_a_question_without_an_answer_is_forgotten() -> None:
     printed = talk(scripted((turns("Hi"), [END]), (turns("Ho"), said("Hm"))), "Hi", "Ho")
     assert printed.splitlines()[1:] == ["No answer.", "Hm"]

@@ -66,7 +66,7 @@ def chat(
         console: Where answers go; standard output by default.
 
     Raises:
-        UserError: with `prompt`, if it doesn't fit into the model's context.
+        UserError: with `prompt`, if it doesn't fit into the model's context or the engine can't finish the answer.
     """
     console = console or Console(highlight=False)
     terminal = _Terminal(engine, params, input_stream or sys.stdin, console)
@@ -199,6 +199,9 @@ class _Terminal:
                 raise
             printer.end()
             self.note("Stopped.")
+        except RuntimeError as error:  # out of memory, damaged weights: the next question may be answered
+            printer.end()
+            raise UserError(f"the answer broke off: {error}") from error
         printer.end()
         if deltas and deltas[-1].finish_reason == "length":
             self.note("Cut off: the answer reached its limit of tokens or the end of the model's context.")
