@@ -73,7 +73,7 @@ def test_it_serves_the_newest_model_and_stops_on_sigterm(serve: Any, model: Path
         assert last.choices[0].finish_reason in ("stop", "length")
     assert process.wait(20) == 0
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert sorted(event["event"] for event in events) == ["draining", "request", "request"]
+    assert sorted(event["event"] for event in events) == ["draining", "ready", "request", "request"]
 
 
 def test_the_key_may_come_from_the_environment(serve: Any, model: Path) -> None:

@@ -156,19 +156,24 @@ async def _respond(
         include_usage=body.include_usage,
     )
 
-    def record(deltas: list[Delta]) -> None:
+    keep: list[Delta] = []
+
+    def record() -> None:
         request.scope["log"] |= {"answer": answer.id, **generation.usage(), **generation.speed()}
         if service.settings.log_content:
-            choices = sorted({delta.index for delta in deltas})
-            answers = [join_deltas(delta for delta in deltas if delta.index == index) for index in choices]
+            choices = sorted({delta.index for delta in keep})
+            answers = [join_deltas(delta for delta in keep if delta.index == index) for index in choices]
             request.scope["log"] |= {"request": body.model_dump(exclude_unset=True), "answers": answers}
 
     if body.stream:
-        return EventStream(generation, answer, lambda: len(service.under_way), record)
-    deltas = await collect(generation, request.receive)
-    record(deltas)
+        kept = keep if service.settings.log_content else None
+        return EventStream(generation, answer, lambda: len(service.under_way), kept, record)
+    try:
+        await collect(generation, request.receive, keep)
+    finally:
+        record()
     return Response(
-        json.dumps(answer.whole(deltas, generation.usage(), generation.speed()), ensure_ascii=False),
+        json.dumps(answer.whole(keep, generation.usage(), generation.speed()), ensure_ascii=False),
         media_type="application/json",
         headers={"cache-control": "no-store"},
     )

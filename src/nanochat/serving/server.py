@@ -86,17 +86,14 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(
-    load: Callable[[], Engine], settings: Settings, host: str, port: int, on_ready: Callable[[str], None] = print
-) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def serve(load: Callable[[], Engine], settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C; a line on standard output says where the page is.
 
     Args:
         load: Returns what answers; called once the address is ours, so that a mistake there costs no loading.
         settings: How it is served.
         host: Address to listen on.
         port: 0 takes a free one.
-        on_ready: Gets the line that says where the page is, once clients can come.
 
     Raises:
         UserError: nothing can listen there, or `load` raises it.
@@ -108,14 +105,15 @@ def serve(
         log("other machines can reach this server and it asks for no API key", logging.WARNING)
     loop_factory = config(None).get_loop_factory()  # uvloop's, where there is one
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(engine, settings, listening, on_ready))
+        runner.run(_serve(engine, settings, listening))
 
 
-async def _serve(engine: Engine, settings: Settings, listening: socket.socket, on_ready: Callable[[str], None]) -> None:
+async def _serve(engine: Engine, settings: Settings, listening: socket.socket) -> None:
     async with AsyncEngine(engine, max_waiting=settings.max_waiting) as running:
         app, service = build_app(running, settings)
         url = address(listening)
-        on_ready(f"{settings.model}: chat at {url}/, API at {url}/v1; Ctrl-C stops it")
+        log("ready", model=settings.model, engine=engine.describe(), url=url)
+        print(f"{settings.model}: chat at {url}/, API at {url}/v1; Ctrl-C stops it", flush=True)
         await Server(config(app), service).serve(sockets=[listening])
 
 
@@ -125,7 +123,8 @@ def model_id(source: str) -> str:
     >>> model_id("runs/demo/chat/")
     'demo/chat'
     """
-    return "/".join(Path(source).parts[-2:]) if Path(source).exists() else source
+    folder = Path(source).expanduser()
+    return "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else source
 
 
 def config(app: Any) -> uvicorn.Config:

@@ -25,7 +25,8 @@ class EventStream(Response):
         generation: What comes; closed at the end.
         answer: How it is written.
         streams: Says how many streams are open.
-        on_end: Gets all deltas at the end, where they are wanted for the log.
+        keep: Where all deltas are to be kept, if they are wanted later.
+        on_end: Called when it is over, however it ended.
     """
 
     media_type = "text/event-stream"
@@ -35,13 +36,15 @@ class EventStream(Response):
         generation: Generation,
         answer: Answer,
         streams: Callable[[], int],
-        on_end: Callable[[list[Delta]], None] | None = None,
+        keep: list[Delta] | None,
+        on_end: Callable[[], None],
     ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
         self._answer = answer
         self._streams = streams
+        self._keep = keep
         self._on_end = on_end
         self._began = False
 
@@ -57,23 +60,22 @@ class EventStream(Response):
                     await error.response()(scope, receive, send)
                     return
                 await self._send(send, event(error.body), last=True)
+            finally:
+                self._on_end()
 
     async def _stream(self, send: Send) -> None:
         generation, answer = self._generation, self._answer
-        told: list[Delta] = []
         while not generation.finished:
             deltas = await generation.next(HEARTBEAT_SECONDS)
             if not deltas:
                 await self._send(send, b": still here\n\n")
                 continue
-            if self._on_end is not None:
-                told += deltas
+            if self._keep is not None:
+                self._keep += deltas
             await self._send(send, answer.events(deltas, generation.speed() if generation.finished else None))
             if not generation.finished:  # what comes meanwhile goes out together
                 await asyncio.sleep(self._streams() / EVENTS_PER_SECOND)
         await self._send(send, answer.last_events(generation.usage(), generation.speed()), last=True)
-        if self._on_end is not None:
-            self._on_end(told)
 
     async def _send(self, send: Send, body: bytes, last: bool = False) -> None:
         if not self._began:
@@ -82,22 +84,20 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": body, "more_body": not last})
 
 
-async def collect(generation: Generation, receive: Receive) -> list[Delta]:
-    """Return all deltas at the end.
+async def collect(generation: Generation, receive: Receive, into: list[Delta]) -> None:
+    """Gather all deltas.
 
     Raises:
         ApiError: as `Generation.next` does; 499 where nobody is there any more to read it.
     """
-    deltas: list[Delta] = []
     with _ended_with_client(generation, receive):
         while not generation.finished:
             try:
-                deltas += await generation.next()
+                into += await generation.next()
             except ApiError:
                 if generation.ending == "client_gone":
                     raise ApiError(499, "the client left") from None
                 raise
-    return deltas
 
 
 @contextlib.contextmanager
