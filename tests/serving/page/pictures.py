@@ -1,4 +1,4 @@
-"""Takes the pictures of the chat page for the docs, from a server with the demo's model.
+"""Takes the pictures of the chat page for the docs, from any server: best one with the model of the demo.
 
 python tests/serving/page/pictures.py http://127.0.0.1:8000 docs/pictures
 """
