@@ -78,7 +78,7 @@ def test_other_constants() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_shapes(data: st.DataObject) -> None:
     kv_heads, share = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 2, 5, 7]))
     head_dim = data.draw(st.sampled_from([16, 32, 48]))
@@ -93,7 +93,7 @@ def test_shapes(data: st.DataObject) -> None:
     )
     lengths = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
     sequences = random_sequences(model.config.vocab_size, lengths)
-    threads = data.draw(st.sampled_from([1, 2]))
+    threads = data.draw(st.sampled_from([1, 1, 2]))
     for tokens, seen in zip(sequences, native_logits(decoder_of(model, threads=threads), sequences, chunks=25)):
         torch.testing.assert_close(seen, plain_logits(model, tokens), atol=2e-4, rtol=0)
 
@@ -144,9 +144,11 @@ def test_large_chunks_by_pytorchs_products(monkeypatch: pytest.MonkeyPatch) -> N
 # To the bit
 
 
+WIDE = {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 160}
+
+
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sizes", [{}, {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 160}])
+@pytest.mark.parametrize(("threads", "sizes"), [(1, {}), (1, WIDE), (2, WIDE)])
 def test_neither_batch_nor_chunks_nor_threads_nor_pages_change_a_bit(
     format: str, threads: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +156,7 @@ def test_neither_batch_nor_chunks_nor_threads_nor_pages_change_a_bit(
     model = native_model(intermediate_size=1120, **sizes)  # products in several blocks of k
     sequences = random_sequences(model.config.vocab_size, [1, 5, 16, 17, 33, 64])
     alone = [native_logits(decoder_of(model, format), [tokens])[0] for tokens in sequences]
-    for seed, chunks in enumerate([1, 3, 7, 13, 64] if threads == 1 else [2, 40]):
+    for seed, chunks in enumerate([1, 3, 7, 13, 64] if threads == 1 else [20]):
         together = native_logits(decoder_of(model, format, threads=threads), sequences, chunks, seed)
         assert all(map(torch.equal, together, alone))
 
