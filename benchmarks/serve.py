@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 from contenders import SHAPE, our_model, tokenizer
 from harness import machine, report
 
@@ -90,14 +91,14 @@ def measure_ours(model: Path, seconds: float, memory_requests: int) -> dict[str,
         found = re.search(rf"http://{HOST}:(\d+)/", server.stdout.readline())
         assert found, "the server did not start"
         port = int(found[1])
-        asyncio.run(load(port, requests(0, 2 * CLIENTS, short=True)))  # warm
-        result = asyncio.run(load(port, requests(1000, 10**5), time.monotonic() + seconds))
+        uvloop.run(load(port, requests(0, 2 * CLIENTS, short=True)))  # warm
+        result = uvloop.run(load(port, requests(1000, 10**5), time.monotonic() + seconds))
         for start in range(10**5, 2 * 10**5, 512):  # the system counts a cache's memory as it is first used
             if figure(port, "pages_cached") > 0.95 * figure(port, "pages_total") or memory_requests < 2000:
                 break
-            asyncio.run(load(port, requests(start, 512)))
+            uvloop.run(load(port, requests(start, 512)))
         before = resident(server.pid)
-        after = asyncio.run(load(port, requests(10**6, memory_requests, short=True)))
+        after = uvloop.run(load(port, requests(10**6, memory_requests, short=True)))
         result["memory_mb"] = before / 1e6
         result["memory_growth"] = resident(server.pid) / before - 1
         result["failed"] += after["failed"]
@@ -116,9 +117,9 @@ def measure_peer(model: Path) -> dict[str, Any]:
     server = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:
         wait_for(port, server)
-        warm = asyncio.run(load(port, requests(0, 4, short=True, model=str(model))))
+        warm = uvloop.run(load(port, requests(0, 4, short=True, model=str(model))))
         assert not warm["failed"], "the peer refuses the requests"
-        return asyncio.run(load(port, requests(1000, PEER_REQUESTS, model=str(model))))
+        return uvloop.run(load(port, requests(1000, PEER_REQUESTS, model=str(model))))
     finally:
         server.terminate()
         server.wait(60)

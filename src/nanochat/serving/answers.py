@@ -25,6 +25,8 @@ from nanochat.serving.wire import (
 )
 from nanochat.tokenizer import NanoChatTokenizer
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
 LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for "next to impossible"; JSON has no infinity
 
 
@@ -276,7 +278,7 @@ def merged(deltas: Iterable[Delta]) -> list[Delta]:
 
 def event(data: Any) -> bytes:
     """Return a server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _encoder.encode(data).encode() + b"\n\n"
 
 
 def finite(logprob: float | None) -> Any:

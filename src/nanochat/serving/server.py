@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,9 @@ from nanochat.serving.logs import log, log_to
 from nanochat.serving.service import Service, Settings
 
 HEADER_SECONDS = 30.0  # within which a new connection must have sent its first request's head
+# Python's lock changes hands at least so often. The engine's thread takes it many times in a step; with the usual 5 ms
+# it would wait as long each time while the event loop writes what the step before has brought.
+SWITCH_SECONDS = 0.0005
 STALL_SECONDS = 60.0  # a client that has not made room in its connection for so long is gone
 
 
@@ -103,6 +107,7 @@ def serve(load: Callable[[], Engine], settings: Settings, host: str, port: int) 
     log_to()
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback and settings.api_key is None:
         log("other machines can reach this server and it asks for no API key", logging.WARNING)
+    sys.setswitchinterval(SWITCH_SECONDS)
     loop_factory = config(None).get_loop_factory()  # uvloop's, where there is one
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(engine, settings, listening))
