@@ -155,8 +155,6 @@ def test_an_answer_goes_on_inside_a_call_that_was_begun_for_it() -> None:
     script = [*CALL, *FORGED, *ids("Yes."), END]
     whole = [*CALL, OUTPUT, *ids("888"), OUTPUT_END, *ids("Yes."), END]
     for given in range(1, len(whole)):
-        if len(CALL) <= given < len(CALL) + 5:  # at the result, or in it
-            continue
         engine = Engine(ScriptedModel({(BOS, 1): script}), TOKENIZER)
         deltas = list(engine.stream([BOS, 1], prefix=whole[:given]))
         tokens = [token for delta in deltas for token in delta.tokens]

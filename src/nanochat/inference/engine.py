@@ -207,7 +207,7 @@ class Engine:
         if not isinstance(params, SamplingParams):
             raise UserError(f"the parameters of {name} must be SamplingParams, got {params!r:.80}")
         ids = self.encode(prompt, name)
-        beginning = self._checked_ids(prefix, "the prefix") if len(prefix) else []
+        beginning = self._without_open_result(self._checked_ids(prefix, "the prefix"))
         length = len(ids) + len(beginning)
         if length >= self.context_length:
             raise UserError(
@@ -363,6 +363,14 @@ class Engine:
             if not 0 <= id < size:
                 raise UserError(f"{name} has the token id {id}, but the model's ids go from 0 to {size - 1}")
         return list(ids)
+
+    def _without_open_result(self, beginning: list[int]) -> list[int]:
+        """The beginning of an answer up to the call whose result it breaks off in: the calculator gives it again."""
+        vocabulary = self._vocabulary
+        opened = max((n for n, id in enumerate(beginning) if id == vocabulary.output_start), default=0)
+        if not opened or vocabulary.output_end in beginning[opened:]:
+            return beginning
+        return beginning[:opened]
 
     def _emit(self, batch: Batch, logits: Tensor) -> list[Emitted]:
         for sample, length, start, end in zip(batch.samples, batch.lengths, batch.starts, batch.starts[1:]):
