@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives its thread has a running event loop, which other tests mind
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
