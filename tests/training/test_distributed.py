@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 import two_processes
 from training_setup import losses, recipe, tiny_model, toy_loop, weights
 from transformers import AutoModelForCausalLM
@@ -13,6 +15,7 @@ from two_processes import STEPS, together
 
 from nanochat.common import Interrupted, UserError
 from nanochat.training.checkpoint import Checkpoint
+from nanochat.training.distributed import store_of_this_start
 from nanochat.training.optimizer import state_tensors
 
 
@@ -104,6 +107,17 @@ def test_what_diverges_on_one_process_stops_both(tmp_path):
 def test_a_mistake_that_the_first_process_finds_ends_both(tmp_path):
     first, second = together(two_processes.refuse_on_the_first, tmp_path)
     assert (first, second) == (1, 2)  # an uncaught error here; the command line says it in a sentence
+
+
+def test_who_starts_again_reads_nothing_that_processes_before_it_have_left():
+    left = dist.HashStore()
+    left.set("ended", "yes")
+    with ThreadPoolExecutor() as threads:
+        for _ in range(2):  # the second time there are the first one's traces
+            stores = list(threads.map(lambda rank: store_of_this_start(left, rank, 3), range(3)))
+            assert not any(store.check(["ended"]) or store.check(["address"]) for store in stores)
+            stores[2].set("address", "of the third")
+            assert [store.get("address") for store in stores] == [b"of the third"] * 3
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import types
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -48,7 +49,8 @@ def joined() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, world = next(dist.rendezvous("env://"))
+    found, rank, world = next(dist.rendezvous("env://"))
+    store = store_of_this_start(found, rank, world)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "gloo":  # it has no all-to-all, and PyTorch says so once per run: nothing that anybody could mend
         logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
@@ -65,6 +67,29 @@ def joined() -> Iterator[None]:
     finally:
         _stores.clear()
         dist.destroy_process_group()
+
+
+def store_of_this_start(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """The part of a store that the processes started together share, and no others before them.
+
+    `torchrun` keeps one store over its restarts, and counts them differently on each node. Who read there what
+    processes that are gone have left would call them at their old addresses. So the first process names this start to
+    everyone who is here: each of the others asks under a name that is new.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"asks/{rank}", mine)
+        start = store.get(f"answer/{mine}").decode()
+        store.set(f"{start}/here/{rank}", "yes")
+        return dist.PrefixStore(start, store)
+    missing = set(range(1, world))
+    while missing:
+        for other in missing:
+            if store.check([f"asks/{other}"]):  # perhaps one that is gone: then the new one's name is still to come
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", mine)
+        missing = {other for other in missing if not store.check([f"{mine}/here/{other}"])}
+        time.sleep(0.01)
+    return dist.PrefixStore(mine, store)
 
 
 def rank() -> int:
