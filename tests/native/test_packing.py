@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanochat.native.packing import FORMATS, GROUP, PANEL, pack, rounded_weight
+from nanochat.native.packing import BITS, FORMATS, GROUP, PANEL, pack, rounded_weight, side_by_side
 
 
 def unpacked(packed: Tensor, outputs: int, inputs: int, format: str) -> Tensor:
@@ -19,11 +19,11 @@ def unpacked(packed: Tensor, outputs: int, inputs: int, format: str) -> Tensor:
     scales = packed[..., : 2 * PANEL].contiguous().view(torch.bfloat16).float().numpy()  # (panels, groups, 16)
     for panel, group, column, i in np.ndindex(len(data), inputs // GROUP, PANEL, GROUP):
         numbers = data[panel, group, 2 * PANEL :]
-        if format == "int8":
-            number = int(numbers[(i // 2 * PANEL + column) * 2 + i % 2].view(np.int8))
-        else:
-            words = numbers.view(np.uint16).reshape(-1, PANEL, 2)  # four pairs of k in a word
-            number = int(words[i // 8, column, i % 2] >> (4 * (i // 2 % 4)) & 15) - 8
+        bits = BITS[format]
+        words = numbers.view(np.uint16).reshape(-1, PANEL, 2)  # two or four pairs of k in a word
+        pairs = 16 // bits
+        word = int(words[i // (2 * pairs), column, i % 2])
+        number = (word >> (bits * (i // 2 % pairs)) & (2**bits - 1)) - 2 ** (bits - 1)
         with np.errstate(invalid="ignore"):  # infinity times zero
             weight[panel * PANEL + column, group * GROUP + i] = scales[panel, group, column] * number
     return torch.from_numpy(weight[:outputs])
@@ -36,6 +36,14 @@ def test_the_bytes_are_the_rounded_weight(format: str, outputs: int, inputs: int
     packed = pack(weight, format)
     assert packed.is_contiguous()
     assert torch.equal(unpacked(packed, outputs, inputs, format), rounded_weight(weight, format))
+
+
+def test_copies_side_by_side_are_equal_and_lie_in_one_piece() -> None:
+    weights = [torch.randn(3, 5), torch.randn(2, 3, 16).bfloat16(), torch.arange(7, dtype=torch.uint8)]
+    copies = side_by_side(weights)
+    assert all(copy.dtype == weight.dtype and torch.equal(copy, weight) for copy, weight in zip(copies, weights))
+    assert [copy.data_ptr() - copies[0].data_ptr() for copy in copies] == [0, 64, 256]
+    assert copies[0].data_ptr() % 64 == 0
 
 
 @given(st.integers(0, 10**6), st.integers(1, 20), st.sampled_from([1e-30, 1e-3, 1.0, 1e6, 1e30]))

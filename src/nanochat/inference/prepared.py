@@ -9,8 +9,9 @@ from torch import Tensor
 from nanochat.common import atomic_file
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.model.native import packed_weights
+from nanochat.native.packing import side_by_side
 
-VERSION = "1"  # of the formats: what another version wrote is made anew
+VERSION = "2"  # of the formats: what another version wrote is made anew
 
 
 def prepared_weights(model: NanoChatForCausalLM, format: str, folder: Path | None) -> list[Tensor]:
@@ -39,7 +40,7 @@ def _read(path: Path, origin: str) -> list[Tensor] | None:
         with safe_open(path, framework="pt") as file:
             if file.metadata().get("origin") != origin:
                 return None
-            return [file.get_tensor(name) for name in sorted(file.keys())]
+            return side_by_side([file.get_tensor(name) for name in sorted(file.keys())])
     except (OSError, SafetensorError, AttributeError):  # none, or a damaged one
         return None
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nanochat.host import bfloat16_pays
 from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.native.decoder import NativeDecoder, Shape, decoder_library
-from nanochat.native.packing import BITS, GROUP, PANEL, pack
+from nanochat.native.packing import BITS, GROUP, PANEL, pack, side_by_side
 
 PLAIN_MODULES = ("transformers.activations", "nanochat.model.")
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that don't change with the length
@@ -62,7 +62,7 @@ def _is_ours(forward: Any) -> bool:
 
 def packed_weights(model: NanoChatForCausalLM, format: str) -> list[Tensor]:
     """All matrices in a format of the native decoder: per layer q, k and v together, o, fc1, fc2; then the head."""
-    return [pack(matrix, format) for matrix in (*_matrices(model), model.lm_head.weight)]
+    return side_by_side([pack(matrix, format) for matrix in (*_matrices(model), model.lm_head.weight)])
 
 
 def weights_state(model: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -29,6 +29,7 @@ enum { W = 4, SUMS = 24 };
 #endif
 enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, INT_ROWS = 4, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
 enum { ROW_BLOCK = 96, K_BLOCK = 256, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
+enum { AHEAD = 2048 }; /* bytes */
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 
 typedef float floats __attribute__((vector_size(W * 4), aligned(4)));
@@ -36,7 +37,7 @@ typedef int32_t ints __attribute__((vector_size(W * 4), aligned(4)));
 typedef uint32_t bits32 __attribute__((vector_size(W * 4), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(W * 2), aligned(2)));
 typedef int16_t pairs __attribute__((vector_size(W * 4), aligned(2))); /* W pairs of neighbours in k */
-typedef int8_t bytes __attribute__((vector_size(W * 2), aligned(1)));
+typedef uint16_t words __attribute__((vector_size(W * 4), aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -63,8 +64,8 @@ typedef struct {
     const int64_t *tokens;  /* (N) */
     const int64_t *starts;  /* (sequences + 1): where each one's tokens begin */
     const int64_t *lengths; /* (sequences): positions that are filled after this step */
-    const int32_t *table;   /* (sequences, table_width): their pages */
     const int64_t *rows;    /* (kept): tokens whose logits are wanted */
+    const int64_t *table;   /* (sequences, table_width): their pages */
     float *logits;          /* (kept, V rounded up to panels) */
 } Batch;
 
@@ -87,7 +88,14 @@ INLINE uint16_t to_bfloat16(float value) { /* to the nearest, ties to even; not 
 
 INLINE floats load(const void *from, int64_t at, int format) {
     if (format == FLOAT32) return *(const floats *)((const float *)from + at);
-    return (floats)(__builtin_convertvector(*(const halves *)((const uint16_t *)from + at), bits32) << 16);
+    halves half = *(const halves *)((const uint16_t *)from + at);
+#if defined(__AVX512F__) /* one instruction, for which GCC 12 takes four */
+    return (floats)((bits32)_mm512_cvtepu16_epi32((__m256i)half) << 16);
+#elif defined(__AVX2__)
+    return (floats)((bits32)_mm256_cvtepu16_epi32((__m128i)half) << 16);
+#else
+    return (floats)(__builtin_convertvector(half, bits32) << 16);
+#endif
 }
 
 INLINE void store(void *to, int64_t at, float value, int format) {
@@ -214,11 +222,12 @@ static void multiply_floats(int format, const float *a, int64_t M, const void *w
 
 /* ---- products of integers: weights of 8 or 4 bits with a scale for 32 numbers, the other side rounded to 16 bits ---- */
 
-/* A panel of a weight is a sequence of groups: 16 scales in bf16, then 16 pairs of k for 16 columns: 16 x 16 x 2
- * signed bytes, or 4 x 16 x 2 words of four unsigned 4-bit numbers, 8 too large, whose pairs follow each other. */
+/* A panel of a weight is a sequence of groups: 16 scales in bf16, then words of two or four unsigned numbers, 128 or 8
+ * too large: (8 or 4, 16, 2) words, whose lowest numbers are those of a pair of k for 16 columns, the next those of the
+ * next pair, and so on. So they are unpacked without moving anything across a vector. */
 typedef struct {
     const int16_t *numbers; /* (M, k) */
-    const int32_t *sums;    /* (M, k / 32): eight times the sum of each group */
+    const int32_t *sums;    /* (M, k / 32) of each group */
     const float *scales;    /* (M) */
 } Rounded;
 
@@ -238,36 +247,26 @@ INLINE void int_tile(int R, int bits, Rounded a, int64_t row, const uint8_t *pan
                      int mode) {
     floats sums[INT_ROWS][VECS];
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < VECS; v++) sums[r][v] = constant(0);
-    int64_t group_bytes = 2 * PANEL + GROUP * PANEL * bits / 8;
+    int numbers = 16 / bits, group_bytes = 2 * PANEL + GROUP * PANEL * bits / 8;
     for (int64_t g = 0; g < k / GROUP; g++, panel += group_bytes) {
         ints totals[INT_ROWS][VECS];
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < VECS; v++)
-            totals[r][v] = (ints){} - (bits == 4 ? a.sums[(row + r) * (k / GROUP) + g] : 0);
+            totals[r][v] = (ints){} - (1 << (bits - 1)) * a.sums[(row + r) * (k / GROUP) + g];
+        /* The processor's own look-ahead ends with each page of memory. */
+        UNROLL for (int line = 0; line < group_bytes; line += 64) __builtin_prefetch(panel + AHEAD + line);
         const uint8_t *data = panel + 2 * PANEL;
         const int16_t *from = a.numbers + row * k + g * GROUP;
-        if (bits == 8) {
-            for (int i = 0; i < GROUP / 2; i++) {
+        for (int i = 0; i < GROUP / 2 / numbers; i++, data += 4 * PANEL) {
+            words word[VECS];
+            UNROLL for (int v = 0; v < VECS; v++) word[v] = *(const words *)(data + v * 4 * W);
+            UNROLL for (int j = 0; j < numbers; j++, from += 2) {
                 pairs w[VECS];
                 UNROLL for (int v = 0; v < VECS; v++)
-                    w[v] = __builtin_convertvector(*(const bytes *)(data + i * 2 * PANEL + v * 2 * W), pairs);
+                    w[v] = (pairs)(j + 1 < numbers ? (word[v] >> (uint16_t)(bits * j)) & (uint16_t)((1 << bits) - 1) : word[v] >> (uint16_t)(bits * j));
                 UNROLL for (int r = 0; r < R; r++) {
                     int32_t pair;
-                    memcpy(&pair, from + r * k + 2 * i, 4);
+                    memcpy(&pair, from + r * k, 4);
                     UNROLL for (int v = 0; v < VECS; v++) totals[r][v] += pair_products(w[v], pair);
-                }
-            }
-        } else {
-            for (int i = 0; i < GROUP / 8; i++) {
-                bits32 words[VECS];
-                UNROLL for (int v = 0; v < VECS; v++) words[v] = *(const bits32 *)(data + i * 4 * PANEL + v * 4 * W);
-                UNROLL for (int j = 0; j < 4; j++) {
-                    pairs w[VECS];
-                    UNROLL for (int v = 0; v < VECS; v++) w[v] = (pairs)((words[v] >> (4 * j)) & 0x000f000f);
-                    UNROLL for (int r = 0; r < R; r++) {
-                        int32_t pair;
-                        memcpy(&pair, from + r * k + 8 * i + 2 * j, 4);
-                        UNROLL for (int v = 0; v < VECS; v++) totals[r][v] += pair_products(w[v], pair);
-                    }
                 }
             }
         }
@@ -330,7 +329,7 @@ static void round_row(const float *x, int64_t k, int16_t *numbers, int32_t *sums
             numbers[i] = (int16_t)n;
             sum += n;
         }
-        sums[g] = 8 * sum;
+        sums[g] = sum;
     }
 }
 
@@ -454,7 +453,7 @@ static void attend_rows(const Step *s, int64_t layer, int64_t sequence, int64_t 
     int64_t D = m->D, heads = m->H + 2 * m->K, share = m->H / m->K;
     int64_t start = b->starts[sequence], last = start + (first_row + R - 1) / share;
     int64_t pages = s->positions[last] / PAGE + 1, S = pages * PAGE, size = m->cache_format == FLOAT32 ? 4 : 2;
-    const int32_t *table = b->table + sequence * b->table_width;
+    const int64_t *table = b->table + sequence * b->table_width;
     float *q = scratch, *out = q + ROWS * D, *scores = out + ROWS * D;
 
     for (int64_t r = 0; r < R; r++) {

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class _Model(ctypes.Structure):
 class _Batch(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("N", "sequences", "kept", "table_width")),
-        *((name, ctypes.c_void_p) for name in ("tokens", "starts", "lengths", "table", "rows", "logits")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "starts", "lengths", "rows", "table", "logits")),
     ]
 
 
@@ -125,16 +126,13 @@ class NativeDecoder:
             MemoryError: if there is none for intermediate results.
         """
         width = max(map(len, tables))
-        table = np.zeros((len(tables), width), np.int32)
-        for line, pages in zip(table, tables):
-            line[: len(pages)] = pages
-        arrays = [np.array(numbers, np.int64) for numbers in (tokens, starts, lengths, rows)]
+        table = (page for pages in tables for page in (*pages, *(0,) * (width - len(pages))))
+        numbers = np.array([*tokens, *starts, *lengths, *rows, *table], np.int64)
+        first = numbers.ctypes.data
+        at = [first + 8 * n for n in itertools.accumulate(map(len, (tokens, starts, lengths, rows)), initial=0)]
         V = self.shape.vocab_size
         logits = torch.empty(len(rows), -(-V // PANEL) * PANEL)
-        at = [array.ctypes.data for array in arrays]
-        batch = _Batch(
-            len(tokens), len(tables), len(rows), width, at[0], at[1], at[2], table.ctypes.data, at[3], logits.data_ptr()
-        )
+        batch = _Batch(len(tokens), len(tables), len(rows), width, *at, logits.data_ptr())
         self._model.threads = self.threads if len(tokens) * self.weight_bytes > ALONE else 1
         if self._library.decoder_step(ctypes.byref(self._model), ctypes.byref(batch)) != 0:
             raise MemoryError(f"no memory for the intermediate results of {len(tokens)} tokens")
