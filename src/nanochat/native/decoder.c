@@ -27,7 +27,7 @@ enum { W = 8, SUMS = 12 };
 #else
 enum { W = 4, SUMS = 24 };
 #endif
-enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, INT_ROWS = 4, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
+enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, PACKED_ROWS = 4, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
 enum { ROW_BLOCK = 96, K_BLOCK = 256, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
 enum { AHEAD = 2048 }; /* bytes */
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
@@ -41,6 +41,7 @@ typedef uint16_t words __attribute__((vector_size(W * 4), aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define ROLLED _Pragma("GCC unroll 1") /* where GCC would unroll so much that nothing fits the registers */
 
 /* A product as `product` below has it, done by somebody else. */
 typedef void (*Product)(int64_t which, const float *a, int64_t M, float *c, int64_t mode);
@@ -243,26 +244,35 @@ INLINE ints pair_products(pairs w, int32_t pair) { /* w[2 i] lo + w[2 i + 1] hi 
 #endif
 }
 
-INLINE void int_tile(int R, int bits, Rounded a, int64_t row, const uint8_t *panel, int64_t k, float *c, int64_t ldc,
-                     int mode) {
-    floats sums[INT_ROWS][VECS];
+/* Vector v of number j of a word. */
+INLINE pairs unpacked(words word, int bits, int j) {
+    words moved = word >> (uint16_t)(bits * j);
+    return (pairs)(bits * (j + 1) < 16 ? moved & (uint16_t)((1 << bits) - 1) : moved);
+}
+
+INLINE int64_t group_bytes(int bits) { return 2 * PANEL + GROUP * PANEL * bits / 8; }
+
+/* R rows times a panel. `wide`: the panel's numbers, `is_unpacked` to 16 bits before. */
+INLINE void int_tile(int R, int bits, int is_unpacked, Rounded a, int64_t row, const uint8_t *panel, const int16_t *wide,
+                     int64_t k, float *c, int64_t ldc, int mode) {
+    floats sums[ROWS][VECS];
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < VECS; v++) sums[r][v] = constant(0);
-    int numbers = 16 / bits, group_bytes = 2 * PANEL + GROUP * PANEL * bits / 8;
-    for (int64_t g = 0; g < k / GROUP; g++, panel += group_bytes) {
-        ints totals[INT_ROWS][VECS];
+    int wide_bits = is_unpacked ? 16 : bits, numbers = 16 / wide_bits;
+    const uint8_t *data = (const uint8_t *)wide;
+    for (int64_t g = 0; g < k / GROUP; g++, panel += group_bytes(bits)) {
+        ints totals[ROWS][VECS];
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < VECS; v++)
             totals[r][v] = (ints){} - (1 << (bits - 1)) * a.sums[(row + r) * (k / GROUP) + g];
-        /* The processor's own look-ahead ends with each page of memory. */
-        UNROLL for (int line = 0; line < group_bytes; line += 64) __builtin_prefetch(panel + AHEAD + line);
-        const uint8_t *data = panel + 2 * PANEL;
+        if (!is_unpacked) {
+            data = panel + 2 * PANEL;
+            /* The processor's own look-ahead ends with each page of memory. */
+            UNROLL for (int line = 0; line < group_bytes(bits); line += 64) __builtin_prefetch(panel + AHEAD + line);
+        }
         const int16_t *from = a.numbers + row * k + g * GROUP;
-        for (int i = 0; i < GROUP / 2 / numbers; i++, data += 4 * PANEL) {
-            words word[VECS];
-            UNROLL for (int v = 0; v < VECS; v++) word[v] = *(const words *)(data + v * 4 * W);
+        ROLLED for (int i = 0; i < GROUP / 2 / numbers; i++, data += 4 * PANEL) {
             UNROLL for (int j = 0; j < numbers; j++, from += 2) {
                 pairs w[VECS];
-                UNROLL for (int v = 0; v < VECS; v++)
-                    w[v] = (pairs)(j + 1 < numbers ? (word[v] >> (uint16_t)(bits * j)) & (uint16_t)((1 << bits) - 1) : word[v] >> (uint16_t)(bits * j));
+                UNROLL for (int v = 0; v < VECS; v++) w[v] = unpacked(*(const words *)(data + v * 4 * W), wide_bits, j);
                 UNROLL for (int r = 0; r < R; r++) {
                     int32_t pair;
                     memcpy(&pair, from + r * k, 4);
@@ -284,27 +294,43 @@ INLINE void int_tile(int R, int bits, Rounded a, int64_t row, const uint8_t *pan
     }
 }
 
-#define INT_ROWS_FUNCTION(name, bits)                                                                             \
-    static void name(int64_t R, Rounded a, int64_t row, const uint8_t *panel, int64_t k, float *c, int64_t ldc,   \
-                     int mode) {                                                                                  \
-        switch (R) {                                                                                              \
-            case 1: int_tile(1, bits, a, row, panel, k, c, ldc, mode); break;                                     \
-            case 2: int_tile(2, bits, a, row, panel, k, c, ldc, mode); break;                                     \
-            case 3: int_tile(3, bits, a, row, panel, k, c, ldc, mode); break;                                     \
-            default: int_tile(4, bits, a, row, panel, k, c, ldc, mode);                                           \
-        }                                                                                                         \
+#define INT_ROWS_FUNCTION(name, bits, is_unpacked)                                                            \
+    static void name(int64_t R, Rounded a, int64_t row, const uint8_t *panel, const int16_t *wide, int64_t k, \
+                     float *c, int64_t ldc, int mode) {                                                       \
+        switch (R) {                                                                                          \
+            case 1: int_tile(1, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
+            case 2: int_tile(2, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
+            case 3: int_tile(3, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
+            case 4: int_tile(4, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
+            case 5: int_tile(5, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
+            default: int_tile(6, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode);                    \
+        }                                                                                                     \
     }
-INT_ROWS_FUNCTION(rows_int8, 8)
-INT_ROWS_FUNCTION(rows_int4, 4)
+INT_ROWS_FUNCTION(rows_int8, 8, 0)
+INT_ROWS_FUNCTION(rows_int4, 4, 0)
+INT_ROWS_FUNCTION(rows_int8_unpacked, 8, 1)
+INT_ROWS_FUNCTION(rows_int4_unpacked, 4, 1)
 
+INLINE void unpack(int bits, const uint8_t *panel, int64_t k, int16_t *wide) {
+    for (int64_t g = 0; g < k / GROUP; g++, panel += group_bytes(bits))
+        for (int i = 0; i < GROUP * bits / 32; i++)
+            UNROLL for (int j = 0; j < 16 / bits; j++, wide += 2 * PANEL) UNROLL for (int v = 0; v < VECS; v++)
+                *(pairs *)(wide + v * 2 * W) =
+                    unpacked(*(const words *)(panel + 2 * PANEL + i * 4 * PANEL + v * 4 * W), bits, j);
+}
+
+/* c (M, ldc) = or += a (M, k) times the panels first .. last - 1 of a weight. For many rows each panel is unpacked first,
+ * into `wide` (k, 16). */
 static void multiply_ints(int bits, Rounded a, int64_t M, const uint8_t *weight, int64_t k, float *c, int64_t ldc,
-                          int mode, int64_t first, int64_t last) {
-    int64_t panel_bytes = k / GROUP * (2 * PANEL + GROUP * PANEL * bits / 8);
-    for (int64_t m0 = 0; m0 < M; m0 += ROW_BLOCK)
-        for (int64_t p = first; p < last; p++)
-            for (int64_t m = m0, m1 = min(M, m0 + ROW_BLOCK); m < m1; m += INT_ROWS)
-                (bits == 8 ? rows_int8 : rows_int4)(min(INT_ROWS, m1 - m), a, m, weight + p * panel_bytes, k,
-                                                    c + m * ldc + p * PANEL, ldc, mode);
+                          int mode, int64_t first, int64_t last, int16_t *wide) {
+    int64_t few = M <= PACKED_ROWS, rows = few ? PACKED_ROWS : ROWS;
+    for (int64_t p = first; p < last; p++) {
+        const uint8_t *panel = weight + p * (k / GROUP) * group_bytes(bits);
+        if (!few) bits == 8 ? unpack(8, panel, k, wide) : unpack(4, panel, k, wide);
+        for (int64_t m = 0; m < M; m += rows)
+            (few ? bits == 8 ? rows_int8 : rows_int4 : bits == 8 ? rows_int8_unpacked : rows_int4_unpacked)(
+                min(rows, M - m), a, m, panel, wide, k, c + m * ldc + p * PANEL, ldc, mode);
+    }
 }
 
 /* One row to 16 bits: x = scale * numbers, |numbers| <= 32767; a scale of NaN if x is not finite. */
@@ -365,7 +391,8 @@ static void product(const Step *s, const float *a, int64_t M, int64_t k, int64_t
     int64_t first = panels * me / team, last = panels * (me + 1) / team;
     Rounded rounded = {s->numbers, s->sums, s->scales};
     if (m->format >= INT8)
-        multiply_ints(m->format == INT8 ? 8 : 4, rounded, M, weight, k, c, ldc, mode, first, last);
+        multiply_ints(m->format == INT8 ? 8 : 4, rounded, M, weight, k, c, ldc, mode, first, last,
+                      (int16_t *)my_scratch(s));
     else
         multiply_floats(m->format, a, M, weight, k, c, ldc, mode, first, last, my_scratch(s));
 #pragma omp barrier
@@ -576,8 +603,12 @@ static void run_between_products(const Step *s) {
 int decoder_step(const Model *m, const Batch *b) {
     int64_t N = b->N, C = m->C, D = m->D, widest = m->hidden > C ? m->hidden : C, longest = 0;
     for (int64_t i = 0; i < b->sequences; i++) longest = b->lengths[i] > longest ? b->lengths[i] : longest;
-    int64_t attention = ROWS * (2 * D + rounded_up(longest, PAGE)), wide = N > 2 * ROWS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
-    int64_t scratch = attention > wide ? attention : wide;
+    int64_t attention = ROWS * (2 * D + rounded_up(longest, PAGE)), scratch = attention, wide;
+    if (m->format >= INT8) /* a thread's, for what it unpacks or widens */
+        wide = N > PACKED_ROWS ? widest * PANEL / 2 : 0;
+    else
+        wide = N > 2 * ROWS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
+    if (scratch < wide) scratch = wide;
     int64_t floats_per_token = 2 * C + (m->H + 2 * m->K) * D + m->H * D + m->hidden + D + 1;
     char *memory = malloc(N * (floats_per_token * sizeof(float) + sizeof(int64_t) + widest * sizeof(int16_t) +
                                (widest / GROUP + 1) * sizeof(int32_t)) +
