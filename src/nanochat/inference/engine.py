@@ -22,7 +22,7 @@ from nanochat.inference.calculator import calculate
 from nanochat.inference.prepared import prepared_weights
 from nanochat.inference.request import Request, Result, Sample
 from nanochat.inference.runner import CHUNKS, NativeRunner, Runner, TorchRunner, page_bytes
-from nanochat.inference.sampler import choose, logprobs_of
+from nanochat.inference.sampler import as_numpy, choose, logprobs_of
 from nanochat.inference.sampling import SamplingParams
 from nanochat.inference.scheduler import MOST_RUNNING, Batch, Scheduler
 from nanochat.inference.transcript import Delta, FinishReason, Token, Vocabulary
@@ -98,7 +98,8 @@ class Engine:
                 f"the tokenizer has {len(tokenizer)} tokens but the model only {size}: they don't belong together"
             )
         # Rows of a padded embedding stand for no text.
-        self._forbidden = torch.tensor([*self._vocabulary.reserved, *range(len(tokenizer), size)], device=model.device)
+        forbidden = torch.tensor([*self._vocabulary.reserved, *range(len(tokenizer), size)], device=model.device)
+        self._forbidden = as_numpy(forbidden)
         for what, number in (("threads", threads), ("cache_tokens", cache_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise UserError(f"{what} must be a whole number of at least 1, or None, got {number!r}")
@@ -384,13 +385,13 @@ class Engine:
         counts = [1 + len(sample.drafts) for sample in batch.choosing]
         firsts = [sum(counts[:n]) for n in range(len(counts))]
         told = logits.clone() if any(sample.params.logprobs is not None for sample in batch.choosing) else logits
-        logits.index_fill_(1, self._forbidden, -math.inf)
+        as_numpy(logits)[:, self._forbidden] = -math.inf
         emitted: list[Emitted] = []
         for sample, first in zip(batch.choosing, firsts):
             if sample.finish_reason:  # another answer to its request has just failed
                 continue
             try:
-                deltas = self._follow(sample, told[first:], logits[first:])
+                deltas = self._follow(sample, told, logits, first)
             except Exception as error:  # of this request only
                 emitted += self._fail([sample], error)
             else:
@@ -398,11 +399,11 @@ class Engine:
         self._register(batch)
         return emitted
 
-    def _follow(self, sample: Sample, told: Tensor, logits: Tensor) -> list[Delta]:
+    def _follow(self, sample: Sample, told: Tensor, logits: Tensor, first: int) -> list[Delta]:
         """Choose the next token and, while drafts turn out to be what is chosen, the tokens after it.
 
-        `told` (the model's own logits) and `logits` (to choose from) begin with the sample's own rows. A draft changes
-        nothing but the speed: every token is chosen as if there were none.
+        `told` has the model's own logits, `logits` those to choose from, the sample's own from row `first` on. A draft
+        changes nothing but the speed: every token is chosen as if there were none.
         """
         request, drafts = sample.request, sample.drafts
         request.first_token_chosen()
@@ -412,10 +413,10 @@ class Engine:
         deltas: list[Delta] = []
         right = 0
         while True:
-            token = choose(logits[right], sample)
+            token = choose(logits[first + right], sample)
             logprob, top = None, ()
             if sample.params.logprobs is not None:
-                logprob, top = logprobs_of(told[right], token, sample.params.logprobs)  # type: ignore[assignment]
+                logprob, top = logprobs_of(told[first + right], token, sample.params.logprobs)  # type: ignore[assignment]
             before = len(sample.tokens)
             deltas += self._accept(sample, Token(token, logprob, top))
             forced = len(sample.tokens) > before + 1

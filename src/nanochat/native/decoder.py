@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,9 +127,10 @@ class NativeDecoder:
             MemoryError: if there is none for intermediate results.
         """
         width = max(map(len, tables))
-        table = (page for pages in tables for page in (*pages, *(0,) * (width - len(pages))))
-        numbers = np.array([*tokens, *starts, *lengths, *rows, *table], np.int64)
-        first = numbers.ctypes.data
+        numbers = array("q", [*tokens, *starts, *lengths, *rows])
+        for pages in tables:
+            numbers.extend([*pages, *[0] * (width - len(pages))])
+        first, _ = numbers.buffer_info()
         at = [first + 8 * n for n in itertools.accumulate(map(len, (tokens, starts, lengths, rows)), initial=0)]
         V = self.shape.vocab_size
         logits = torch.empty(len(rows), -(-V // PANEL) * PANEL)
@@ -136,7 +138,7 @@ class NativeDecoder:
         self._model.threads = self.threads if len(tokens) * self.weight_bytes > ALONE else 1
         if self._library.decoder_step(ctypes.byref(self._model), ctypes.byref(batch)) != 0:
             raise MemoryError(f"no memory for the intermediate results of {len(tokens)} tokens")
-        return logits[:, :V]
+        return logits[:, :V] if V % PANEL else logits
 
     def _product(self, matrices: Sequence[Tensor]) -> Any:
         def product(which: int, left: int, rows: int, out: int, mode: int) -> None:
