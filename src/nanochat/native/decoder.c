@@ -29,7 +29,7 @@ enum { W = 4, SUMS = 24 };
 #endif
 enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, PACKED_ROWS = 4, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
 enum { ROW_BLOCK = 96, K_BLOCK = 256, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
-enum { AHEAD = 2048 }; /* bytes */
+enum { AHEAD = 2048, WIDENS = 48 }; /* bytes; rows above which it pays to widen bf16 before */
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 
 typedef float floats __attribute__((vector_size(W * 4), aligned(4)));
@@ -208,7 +208,7 @@ static void multiply_floats(int format, const float *a, int64_t M, const void *w
                 const void *b[PANEL_BLOCK];
                 int64_t panels = min(PANEL_BLOCK, last - p);
                 for (int64_t j = 0; j < panels; j++) b[j] = (const char *)weight + ((p + j) * k + k0) * PANEL * size;
-                int widens = format != FLOAT32 && M > 2 * ROWS;
+                int widens = format != FLOAT32 && M > WIDENS;
                 for (int64_t j = 0; widens && j < panels; j++) {
                     for (int64_t i = 0; i < k_here * PANEL; i += W)
                         *(floats *)(wide + j * K_BLOCK * PANEL + i) = load(b[j], i, BFLOAT16);
@@ -607,7 +607,7 @@ int decoder_step(const Model *m, const Batch *b) {
     if (m->format >= INT8) /* a thread's, for what it unpacks or widens */
         wide = N > PACKED_ROWS ? widest * PANEL / 2 : 0;
     else
-        wide = N > 2 * ROWS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
+        wide = N > WIDENS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
     if (scratch < wide) scratch = wide;
     int64_t floats_per_token = 2 * C + (m->H + 2 * m->K) * D + m->H * D + m->hidden + D + 1;
     char *memory = malloc(N * (floats_per_token * sizeof(float) + sizeof(int64_t) + widest * sizeof(int16_t) +
