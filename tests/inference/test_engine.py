@@ -109,6 +109,18 @@ def test_a_stream_comes_token_by_token_with_whole_characters_and_can_be_left() -
 # Prompts
 
 
+def test_a_request_knows_when_its_tokens_were_chosen() -> None:
+    engine = Engine(random_model(), TOKENIZER)
+    request = engine.add([BOS, 65], SamplingParams(max_new_tokens=3, stop_token_ids=()))
+    assert (request.time_to_first_token, request.decoding_seconds) == (None, 0)
+    seconds = []
+    while not request.finished:
+        engine.step()
+        seconds.append(request.decoding_seconds)
+    assert (request.time_to_first_token or 0) > 0
+    assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] > 0
+
+
 def test_a_string_is_plain_text_after_bos() -> None:
     talker = Engine(ScriptedModel({}), TOKENIZER)
     assert talker.encode("a<|bos|>") == [BOS, *ids("a<|bos|>")]

@@ -65,6 +65,7 @@ class FakeRequest:
     completion_tokens: int = 0
     finished: bool = False
     time_to_first_token: float | None = None
+    decoding_seconds: float = 0.0
     error: str | None = None
 
 
@@ -160,6 +161,7 @@ class FakeAsyncRequest:
                 return
             self.request.completion_tokens += 1
             self.request.time_to_first_token = self.request.time_to_first_token or 0.01
+            self.request.decoding_seconds = 0.1 * place
             tool_speaks = id == OUTPUT or (tool_speaks and self.tokens[place - 1] != OUTPUT_END)
             token = self._token(id, forced=tool_speaks or place < len(self.prefix))
             if id == END:

@@ -66,6 +66,7 @@ def test_a_chat_answer(chat: Any) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (6, 15, 21)  # <|user_start|>Hi… "ö": 2
     assert usage.prompt_tokens_details.cached_tokens == 3
     assert answer.nanochat["time_to_first_token"] == 0.01
+    assert answer.nanochat["tokens_per_second"] == 10  # as the engine measured it, however fast they were delivered
     assert answer._request_id
 
 

@@ -406,7 +406,7 @@ class Engine:
         changes nothing but the speed: every token is chosen as if there were none.
         """
         request, drafts = sample.request, sample.drafts
-        request.first_token_chosen()
+        request.token_chosen()
         if not request.prompt_computed:
             request.prompt_computed = True
             self._cached_tokens += request.cached_tokens

@@ -53,6 +53,7 @@ class Request:
         samples: Its answers, growing.
         cached_tokens: How many of the prompt's tokens needed no computation.
         time_to_first_token: Seconds from `Engine.add` to the first token that the model chose; None before.
+        decoding_seconds: Seconds from that token to the newest one.
         error: What went wrong, if the engine could not finish it.
     """
 
@@ -69,6 +70,7 @@ class Request:
         self.prefix = list(prefix)
         self.cached_tokens = 0
         self.time_to_first_token: float | None = None
+        self.decoding_seconds = 0.0
         self.error: str | None = None
         self.prompt_computed = False  # by the first sample: the others take it from the cache
         self._added = time.perf_counter()
@@ -89,10 +91,12 @@ class Request:
         """Whether all answers have come to an end."""
         return all(sample.finish_reason for sample in self.samples)
 
-    def first_token_chosen(self) -> None:
-        """Take the time, the first time."""
+    def token_chosen(self) -> None:
+        """Take the time of a token."""
+        seconds = time.perf_counter() - self._added
         if self.time_to_first_token is None:
-            self.time_to_first_token = time.perf_counter() - self._added
+            self.time_to_first_token = seconds
+        self.decoding_seconds = seconds - self.time_to_first_token
 
     def results(self) -> list[Result]:
         """The answers as they are now."""

@@ -161,7 +161,7 @@ class Generation:
         self._failure: ApiError | None = None
         self._pending: list[Delta] = []
         self._news = asyncio.Event()
-        self._first = self._last = 0.0  # when tokens came
+        self._has_begun = False  # whether a token has come
         self._timer = asyncio.get_running_loop().call_later(time_limit, self.end, "time_limit")
         self._pumps = [asyncio.create_task(self._pump(number, request)) for number, request in enumerate(requests)]
 
@@ -221,10 +221,13 @@ class Generation:
 
     def speed(self) -> Speed:
         """Return how fast the tokens came so far."""
-        waits = [request.request.time_to_first_token for request in self._requests]
-        known = [wait for wait in waits if wait is not None]
+        # As the engine measures it: what waits for the event loop arrives all at once.
+        begun = [request.request for request in self._requests if request.request.time_to_first_token is not None]
+        known = [request.time_to_first_token or 0.0 for request in begun]
+        ends = [first + request.decoding_seconds for first, request in zip(known, begun)]
         usage = self.usage()
-        seconds, later = self._last - self._first, usage["completion_tokens"] - self._n * len(self._requests)
+        seconds = max(ends) - min(known) if begun else 0.0
+        later = usage["completion_tokens"] - self._n * len(self._requests)
         return {
             "prompt_tokens": usage["prompt_tokens"],
             "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
@@ -240,9 +243,7 @@ class Generation:
             self._fail(error)
 
     def _take(self, delta: Delta) -> None:
-        if delta.tokens:
-            self._last = time.perf_counter()
-            self._first = self._first or self._last
+        self._has_begun = self._has_begun or bool(delta.tokens)
         match delta.finish_reason:
             case "error":
                 self._fail(None)
@@ -255,7 +256,7 @@ class Generation:
         self._news.set()
 
     def _cut_off(self, delta: Delta) -> None:
-        if self.ending == "time_limit" and self._first:
+        if self.ending == "time_limit" and self._has_begun:
             self._pending.append(replace(delta, finish_reason="length"))
         elif self.ending == "time_limit":
             self._failure = ApiError(
