@@ -11,7 +11,7 @@ from chat_driver import Chat
 from conftest import CHROMIUM, FLAGS
 from playwright.sync_api import Browser, sync_playwright
 
-QUESTIONS = ["What is the capital of France?", "What is 37 times 24?"]
+QUESTIONS = ["What is 37 times 24?", "What is the capital of the moon?"]
 PHONE = {"viewport": {"width": 390, "height": 760}, "is_mobile": True, "has_touch": True}
 
 
