@@ -173,17 +173,21 @@ INLINE void few_rows(int R, int format, const float *a, int64_t lda, const void 
     for (; p < panels; p++) tile(R, 1, format, a, lda, b + p, ldb, k, c + p * PANEL, ldc, mode);
 }
 
-#define ROWS_FUNCTION(name, format)                                                                                \
-    static void name(int64_t R, const float *a, int64_t lda, const void *const *b, int64_t panels, int64_t ldb,    \
-                     int64_t k, float *c, int64_t ldc, int mode) {                                                 \
-        switch (R) {                                                                                               \
-            case 1: few_rows(1, format, a, lda, b, panels, ldb, k, c, ldc, mode); break;                           \
-            case 2: few_rows(2, format, a, lda, b, panels, ldb, k, c, ldc, mode); break;                           \
-            case 3: few_rows(3, format, a, lda, b, panels, ldb, k, c, ldc, mode); break;                           \
-            case 4: few_rows(4, format, a, lda, b, panels, ldb, k, c, ldc, mode); break;                           \
-            case 5: few_rows(5, format, a, lda, b, panels, ldb, k, c, ldc, mode); break;                           \
-            default: few_rows(6, format, a, lda, b, panels, ldb, k, c, ldc, mode);                                 \
-        }                                                                                                          \
+/* `tile` with R, from 1 to 6, as a number that the compiler knows. */
+#define WITH_ROWS(tile, R, ...)                 \
+    switch (R) {                                \
+        case 1: tile(1, __VA_ARGS__); break;    \
+        case 2: tile(2, __VA_ARGS__); break;    \
+        case 3: tile(3, __VA_ARGS__); break;    \
+        case 4: tile(4, __VA_ARGS__); break;    \
+        case 5: tile(5, __VA_ARGS__); break;    \
+        default: tile(6, __VA_ARGS__);          \
+    }
+
+#define ROWS_FUNCTION(name, format)                                                                             \
+    static void name(int64_t R, const float *a, int64_t lda, const void *const *b, int64_t panels, int64_t ldb, \
+                     int64_t k, float *c, int64_t ldc, int mode) {                                              \
+        WITH_ROWS(few_rows, R, format, a, lda, b, panels, ldb, k, c, ldc, mode)                                 \
     }
 ROWS_FUNCTION(rows_float32, FLOAT32)
 ROWS_FUNCTION(rows_bfloat16, BFLOAT16)
@@ -244,7 +248,7 @@ INLINE ints pair_products(pairs w, int32_t pair) { /* w[2 i] lo + w[2 i + 1] hi 
 #endif
 }
 
-/* Vector v of number j of a word. */
+/* Number j of every word: pairs of neighbours in k. */
 INLINE pairs unpacked(words word, int bits, int j) {
     words moved = word >> (uint16_t)(bits * j);
     return (pairs)(bits * (j + 1) < 16 ? moved & (uint16_t)((1 << bits) - 1) : moved);
@@ -297,14 +301,7 @@ INLINE void int_tile(int R, int bits, int is_unpacked, Rounded a, int64_t row, c
 #define INT_ROWS_FUNCTION(name, bits, is_unpacked)                                                            \
     static void name(int64_t R, Rounded a, int64_t row, const uint8_t *panel, const int16_t *wide, int64_t k, \
                      float *c, int64_t ldc, int mode) {                                                       \
-        switch (R) {                                                                                          \
-            case 1: int_tile(1, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
-            case 2: int_tile(2, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
-            case 3: int_tile(3, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
-            case 4: int_tile(4, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
-            case 5: int_tile(5, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode); break;              \
-            default: int_tile(6, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode);                    \
-        }                                                                                                     \
+        WITH_ROWS(int_tile, R, bits, is_unpacked, a, row, panel, wide, k, c, ldc, mode)                       \
     }
 INT_ROWS_FUNCTION(rows_int8, 8, 0)
 INT_ROWS_FUNCTION(rows_int4, 4, 0)

@@ -27,9 +27,9 @@ def pack(weight: Tensor, format: str) -> Tensor:
         dtype = torch.bfloat16 if format == "bf16" else torch.float32
         return weight.view(panels, PANEL, inputs).mT.to(dtype).contiguous()
     groups = weight.view(panels, PANEL, inputs // GROUP, GROUP)
-    scales, numbers = _rounded(groups, BITS[format])
-    # Words of two or four unsigned numbers from so many pairs of inputs that follow each other, column after column.
     bits = BITS[format]
+    scales, numbers = _rounded(groups, bits)
+    # Words of two or four unsigned numbers from so many pairs of inputs that follow each other, column after column.
     pairs = (numbers + 2 ** (bits - 1)).to(torch.int32).unflatten(-1, (-1, 16 // bits, 2)).permute(0, 2, 3, 1, 5, 4)
     words = (pairs << torch.arange(0, 16, bits, dtype=torch.int32)).sum(-1)
     data = torch.where(words < 2**15, words, words - 2**16).to(torch.int16)

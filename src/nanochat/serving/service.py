@@ -222,16 +222,19 @@ class Generation:
     def speed(self) -> Speed:
         """Return how fast the tokens came so far."""
         # As the engine measures it: what waits for the event loop arrives all at once.
-        begun = [request.request for request in self._requests if request.request.time_to_first_token is not None]
-        known = [request.time_to_first_token or 0.0 for request in begun]
-        ends = [first + request.decoding_seconds for first, request in zip(known, begun)]
+        times = [
+            (first, first + request.request.decoding_seconds)
+            for request in self._requests
+            if (first := request.request.time_to_first_token) is not None
+        ]
+        begin, end = min((first for first, _ in times), default=None), max((last for _, last in times), default=0.0)
         usage = self.usage()
-        seconds = max(ends) - min(known) if begun else 0.0
+        seconds = end - begin if begin is not None else 0.0
         later = usage["completion_tokens"] - self._n * len(self._requests)
         return {
             "prompt_tokens": usage["prompt_tokens"],
             "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
-            "time_to_first_token": round(min(known), 6) if known else None,
+            "time_to_first_token": round(begin, 6) if begin is not None else None,
             "tokens_per_second": round(later / seconds, 3) if seconds > 0 and later > 0 else None,
         }
 
