@@ -113,6 +113,6 @@ def check_books(engine: Engine) -> None:
     for sample in scheduler.running:
         assert sample.finish_reason is None
         assert sample.registered * PAGE <= sample.computed <= len(sample.pages) * PAGE
-        assert sample.computed < len(sample.tokens)
+        assert sample.computed < sample.length
     if not engine.has_work:
         assert cache.free == cache.pages

@@ -21,13 +21,13 @@ from nanochat.inference.cache import KVCache
 from nanochat.inference.calculator import calculate
 from nanochat.inference.prepared import prepared_weights
 from nanochat.inference.request import Request, Result, Sample
-from nanochat.inference.runner import CHUNKS, NativeRunner, Runner, TorchRunner, page_bytes
-from nanochat.inference.sampler import as_numpy, choose, logprobs_of
+from nanochat.inference.runner import CHUNKS, CudaRunner, Flight, NativeRunner, Runner, TorchRunner, page_bytes
+from nanochat.inference.sampler import NOT_FINITE, choose, logprobs_of
 from nanochat.inference.sampling import SamplingParams
 from nanochat.inference.scheduler import MOST_RUNNING, Batch, Scheduler
 from nanochat.inference.transcript import Delta, FinishReason, Token, Vocabulary
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.model.native import native_obstacle, weights_state
+from nanochat.model.native import cuda_obstacle, native_obstacle, weights_state
 from nanochat.native.decoder import PAGE
 from nanochat.native.packing import FORMATS
 from nanochat.tokenizer import NanoChatTokenizer
@@ -36,6 +36,7 @@ Prompt = str | Sequence[int] | Conversation
 Emitted = tuple[Request, Delta]
 
 CACHE_SHARE = 0.3  # of the free memory
+LOGPROBS_CHUNK = 256  # tokens whose logits are held at once
 FORMAT_OF = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -63,14 +64,17 @@ class Engine:
     itself can't write tool results or anybody else's turn: those tokens are never chosen.
 
     On a CPU the native decoder computes, where there is a C compiler: then an answer is the same to the bit whatever
-    else is in the batch and in the cache. Elsewhere the model itself does, in plain PyTorch. An engine belongs to one
-    thread; `AsyncEngine` lends it to many tasks.
+    else is in the batch and in the cache. On an NVIDIA GPU the CUDA decoder does, which also chooses the tokens: the next
+    step is started before those of the last one are here, so that the GPU never waits. (Penalties, biases and
+    probabilities need the logits here; while they are asked for, it does wait.) A seed's draws are the same there, but the
+    logits they choose from are rounded otherwise for another number of rows. Elsewhere the model itself computes, in plain
+    PyTorch. An engine belongs to one thread; `AsyncEngine` lends it to many tasks.
 
     Args:
         model: On the device and in the dtype to compute with. If it is trained on, the engine takes the new weights
             the next time it has nothing to do.
         tokenizer: The model's.
-        quantize: "bf16", "int8" or "int4": weights rounded to this format, on a CPU. None: as they are.
+        quantize: "bf16", "int8" or "int4": weights rounded to this format. None: as they are.
         threads: Of the native decoder; as many as PyTorch uses if not given. Nothing in the process is changed by it.
         cache_tokens: For how many tokens there are keys and values; by the free memory if not given.
 
@@ -98,8 +102,7 @@ class Engine:
                 f"the tokenizer has {len(tokenizer)} tokens but the model only {size}: they don't belong together"
             )
         # Rows of a padded embedding stand for no text.
-        forbidden = torch.tensor([*self._vocabulary.reserved, *range(len(tokenizer), size)], device=model.device)
-        self._forbidden = as_numpy(forbidden)
+        self._forbidden = [*self._vocabulary.reserved, *range(len(tokenizer), size)]
         for what, number in (("threads", threads), ("cache_tokens", cache_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise UserError(f"{what} must be a whole number of at least 1, or None, got {number!r}")
@@ -109,6 +112,7 @@ class Engine:
         self._format = _format(model, quantize)
         self._load()
         self._early: list[Emitted] = []  # given beginnings of answers
+        self._flight: Flight | None = None  # a step whose tokens haven't been looked at yet
         self._computed_prompt_tokens = self._cached_tokens = self._generated_tokens = 0
 
     @classmethod
@@ -248,7 +252,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._scheduler.running or self._scheduler.waiting or self._early)
+        return bool(self._scheduler.running or self._scheduler.waiting or self._early or self._flight)
 
     def step(self) -> list[Emitted]:
         """Compute the next tokens of some requests, in the order they came; return what that adds to their answers.
@@ -256,14 +260,21 @@ class Engine:
         A request that can't go on ends with finish_reason "error" and the reason in `request.error`, the others go on.
         """
         emitted, self._early = self._early, []
-        batch = self._scheduler.schedule()
+        ahead = isinstance(self._runner, CudaRunner) and not self._scheduler.needs_logits
+        if not ahead:
+            emitted += self._land()
+        batch, flight = self._scheduler.schedule(), None
         if batch.samples:
             try:
-                logits = self._runner.run(batch)
-                emitted += self._emit(batch, logits)
+                if ahead:
+                    flight = self._launch(batch)
+                else:
+                    logits = self._runner.run(batch)
+                    self._computed(batch)
+                    emitted += self._emit(batch, logits)
             except Exception as error:  # out of memory, damaged weights: these requests can't be answered
                 emitted += self._fail(batch.samples, error)
-        return emitted
+        return emitted + self._land(flight)
 
     def stats(self) -> Stats:
         """What the engine is doing now."""
@@ -317,12 +328,12 @@ class Engine:
             while sample.computed < len(ids) - 1:
                 start = sample.computed
                 batch = Batch()
-                batch.add(sample, min(self._scheduler.chunk, len(ids) - 1 - start))
+                batch.add(sample, min(LOGPROBS_CHUNK, len(ids) - 1 - start))
                 sample.computed = batch.lengths[0]
                 batch.rows = list(range(len(batch.tokens)))
                 logits = self._runner.run(batch).log_softmax(dim=-1)
-                targets = torch.tensor(ids[start + 1 : sample.computed + 1], device=logits.device)
-                pieces.append(logits.gather(1, targets[:, None])[:, 0].cpu())
+                targets = torch.tensor(ids[start + 1 : sample.computed + 1])
+                pieces.append(logits.gather(1, targets[:, None])[:, 0])
         finally:
             self._cache.release(sample)
         return torch.cat(pieces)
@@ -337,14 +348,16 @@ class Engine:
         self._weights_then = weights_state(self.model)
         self._runner = self._make_runner()
         self._cache = KVCache(self._runner.pages)
-        device = self.model.device.type
-        self._scheduler = Scheduler(self._cache, CHUNKS.get(device, CHUNKS["cpu"]))
+        chunk = CHUNKS.get(self.model.device.type, CHUNKS["cpu"])
+        self._scheduler = Scheduler(self._cache, chunk, drafts=not isinstance(self._runner, CudaRunner))
 
     def _make_runner(self) -> Runner:
         model, format = self.model, self._format
         pages = self._pages(2 if format in ("bf16", "int8", "int4") else 4)
         if format is None or not isinstance(model, NanoChatForCausalLM):
             return TorchRunner(model, pages)
+        if model.device.type == "cuda":
+            return CudaRunner(model, format, pages, self._forbidden)
         threads = self._threads or min(torch.get_num_threads(), allowed_processors())
         return NativeRunner(model, format, prepared_weights(model, format, self._folder), pages, threads)
 
@@ -373,19 +386,70 @@ class Engine:
             return beginning
         return beginning[:opened]
 
-    def _emit(self, batch: Batch, logits: Tensor) -> list[Emitted]:
+    def _launch(self, batch: Batch) -> Flight:
+        """Start a step that chooses on the device."""
+        assert isinstance(self._runner, CudaRunner)
+        flight = self._runner.launch(batch)
+        self._computed(batch)
+        for sample, sample.place in zip(batch.choosing, flight.places):
+            sample.ahead += 1
+        return flight
+
+    def _land(self, newer: Flight | None = None) -> list[Emitted]:
+        """Look at the tokens of the step before; `newer` is the one that has been started since."""
+        flight, self._flight = self._flight, newer
+        if flight is None:
+            return []
+        emitted: list[Emitted] = []
+        try:
+            tokens = flight.tokens()
+        except Exception as error:  # the device has failed
+            return self._fail(flight.batch.samples, error)
+        for sample, token in zip(flight.batch.choosing, tokens):
+            if sample.finish_reason or sample in flight.dropped:
+                continue
+            sample.ahead -= 1
+            before = len(sample.tokens)
+            self._told_of(sample)
+            try:
+                if token < 0:
+                    raise FloatingPointError(NOT_FINITE)
+                deltas = self._accept(sample, Token(token))
+            except Exception as error:  # of this request only
+                emitted += self._fail([sample], error)
+            else:
+                emitted += [(sample.request, delta) for delta in deltas]
+            if sample.ahead and (sample.finish_reason or len(sample.tokens) > before + 1):
+                assert newer is not None
+                newer.dropped.add(sample)  # what is being chosen there doesn't follow this token
+                sample.drop_choice()
+        self._register(flight.batch)
+        return emitted
+
+    def _computed(self, batch: Batch) -> None:
+        """Note what a step has put into the cache, or will have when it is done."""
         for sample, length, start, end in zip(batch.samples, batch.lengths, batch.starts, batch.starts[1:]):
             drafts = len(sample.drafts) if sample in batch.choosing else 0
             if sample.computed < sample.request.prompt_tokens:
                 self._computed_prompt_tokens += end - start - drafts
             sample.computed = length - drafts
+
+    def _told_of(self, sample: Sample) -> None:
+        """A token has been chosen for a sample."""
+        request = sample.request
+        request.token_chosen()
+        if not request.prompt_computed:
+            request.prompt_computed = True
+            self._cached_tokens += request.cached_tokens
+
+    def _emit(self, batch: Batch, logits: Tensor) -> list[Emitted]:
         if not batch.choosing:
             self._register(batch)
             return []
         counts = [1 + len(sample.drafts) for sample in batch.choosing]
         firsts = [sum(counts[:n]) for n in range(len(counts))]
         told = logits.clone() if any(sample.params.logprobs is not None for sample in batch.choosing) else logits
-        as_numpy(logits)[:, self._forbidden] = -math.inf
+        logits.numpy()[:, self._forbidden] = -math.inf
         emitted: list[Emitted] = []
         for sample, first in zip(batch.choosing, firsts):
             if sample.finish_reason:  # another answer to its request has just failed
@@ -405,11 +469,8 @@ class Engine:
         `told` has the model's own logits, `logits` those to choose from, the sample's own from row `first` on. A draft
         changes nothing but the speed: every token is chosen as if there were none.
         """
-        request, drafts = sample.request, sample.drafts
-        request.token_chosen()
-        if not request.prompt_computed:
-            request.prompt_computed = True
-            self._cached_tokens += request.cached_tokens
+        drafts = sample.drafts
+        self._told_of(sample)
         deltas: list[Delta] = []
         right = 0
         while True:
@@ -475,14 +536,15 @@ class Engine:
 
 
 def _format(model: PreTrainedModel, quantize: str | None) -> str | None:
-    """The native decoder's format for a model; None for plain PyTorch."""
+    """The format in which a decoder of our own runs a model; None for plain PyTorch."""
     if quantize is not None and quantize not in FORMATS:
         raise UserError(f"quantize must be one of {', '.join(FORMATS)}, or None, got {quantize!r}")
     format = quantize or FORMAT_OF.get(model.dtype)
     if not isinstance(model, NanoChatForCausalLM):
         obstacle: str | None = f"the model is a {type(model).__name__}, not nanochat's own"
     else:
-        obstacle = native_obstacle(model, format) if format else f"the model is in {model.dtype}"
+        find_obstacle = cuda_obstacle if model.device.type == "cuda" else native_obstacle
+        obstacle = find_obstacle(model, format) if format else f"the model is in {model.dtype}"
     if quantize is not None and obstacle is not None:
         raise UserError(f"this model can't be run in {quantize}, because {obstacle}: leave quantize out")
     return None if obstacle else format

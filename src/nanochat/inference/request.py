@@ -108,7 +108,9 @@ class Sample:
 
     Attributes:
         tokens: Prompt and answer.
-        computed: How many of them have their keys and values in the cache.
+        computed: How many of them have their keys and values in the cache, or will have when the step that runs is done.
+        ahead: How many tokens after them are chosen on the device, and not known here yet.
+        place: Where on the device the last of these is.
         pages: The cache's pages that hold these.
     """
 
@@ -118,7 +120,7 @@ class Sample:
         self.params = params
         self.index = index
         self.tokens = list(request.prompt_ids)
-        self.computed = 0
+        self.computed = self.ahead = self.place = 0
         self.pages: list[int] = []
         self.registered = 0  # pages that the cache knows by their tokens
         self.chain = 0  # the cache's name for the last of these
@@ -126,14 +128,27 @@ class Sample:
         self.finish_reason: FinishReason | None = None
         self.deltas: list[Delta] = []
         self.transcript = Transcript(vocabulary, params.stop, index)
-        self.generator = _generator(params.seed, index)
+        self._generator = _generator(params.seed, index)
         self.room = min(params.max_new_tokens + len(request.prefix), context_length - len(request.prompt_ids))
         end_of_turn = vocabulary.assistant_end, vocabulary.bos
         self.stops = frozenset(end_of_turn if params.stop_token_ids is None else params.stop_token_ids)
         self.adjusts_logits = bool(
             params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or params.logit_bias
         )
+        self.needs_logits = self.adjusts_logits or params.logprobs is not None
         self._draft_success = 1.0
+        self._draw = 0.0
+        self._spare_draw: float | None = None  # given back
+
+    @property
+    def length(self) -> int:
+        """How many tokens there are, those not known yet counted."""
+        return len(self.tokens) + self.ahead
+
+    @property
+    def full(self) -> bool:
+        """Whether a token not known yet is its last, whatever it is."""
+        return self.ahead > 0 and self.answer_length + self.ahead >= self.room
 
     @property
     def answer(self) -> list[int]:
@@ -148,7 +163,18 @@ class Sample:
     @property
     def in_prompt(self) -> bool:
         """Whether more than the newest token is still to be computed."""
-        return self.computed < len(self.tokens) - 1
+        return self.computed < self.length - 1
+
+    def draw(self) -> float:
+        """The next draw from [0, 1) of the sample's own generator."""
+        if self._spare_draw is None:
+            self._draw = torch.rand((), generator=self._generator, dtype=torch.float64).item()
+        self._spare_draw = None
+        return self._draw
+
+    def drop_choice(self) -> None:
+        """The token that is being chosen on the device isn't wanted: another one will take its draw."""
+        self.ahead, self._spare_draw = 0, self._draw
 
     def draft(self) -> list[int]:
         """Guess the next tokens: what followed the last few where they occurred before (prompt lookup decoding)."""

@@ -1,8 +1,9 @@
-"""What computes a step: the native decoder where it can, else the model itself in plain PyTorch, its twin."""
+"""What computes a step: a decoder of our own on a CPU or GPU where it can, else the model in plain PyTorch, their twin."""
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from nanochat.inference.request import Sample
+from nanochat.inference.sampler import wish
 from nanochat.inference.scheduler import Batch
-from nanochat.model.native import native_decoder
+from nanochat.model.native import cuda_decoder, native_decoder
 from nanochat.native.decoder import PAGE, NativeDecoder
 
 CHUNKS = {"cpu": 256, "cuda": 2048}  # tokens of a step: enough to multiply, and no other request waits long for it
@@ -24,12 +27,58 @@ class Runner(Protocol):
     pages: int
 
     def run(self, batch: Batch) -> Tensor:
-        """The logits of `batch.rows`, (rows, V) fp32; keys and values of all its tokens are kept."""
+        """The logits of `batch.rows`, (rows, V) fp32 on the CPU; keys and values of all its tokens are kept."""
         ...
 
     def describe(self) -> str:
         """What it computes with, for people."""
         ...
+
+
+@dataclass
+class Flight:
+    """A step that the device may still be at, and what it will have chosen."""
+
+    batch: Batch
+    places: list[int]  # of the chosen tokens of `batch.choosing`, on the device and in `chosen`
+    chosen: Tensor  # int32 on the host, once `arrived`
+    arrived: Any
+    dropped: set[Sample] = field(default_factory=set)  # whose choice isn't wanted any more
+
+    def tokens(self) -> list[int]:
+        """The chosen tokens, -1 where logits were not finite; waits until they are here."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.chosen[self.places].tolist()
+
+
+class CudaRunner:
+    """The CUDA decoder on a GPU. It can start a step whose tokens nobody has seen yet (`launch`)."""
+
+    def __init__(self, model: Any, format: str, pages: int, forbidden: Sequence[int]) -> None:
+        self.pages = pages
+        self.decoder = cuda_decoder(model, format, pages, forbidden)
+        on_gpu = self.decoder.device.type == "cuda"
+        self._landing = [torch.zeros_like(self.decoder.chosen, device="cpu", pin_memory=on_gpu) for _ in range(2)]
+
+    def run(self, batch: Batch) -> Tensor:
+        places = self.decoder.step(batch.tokens, batch.starts, batch.lengths, batch.tables, batch.rows)
+        return self.decoder.logits[places].cpu()
+
+    def launch(self, batch: Batch) -> Flight:
+        """Start a step that chooses the next token of every sample whose last one is in it."""
+        decoder, wishes = self.decoder, [wish(sample) for sample in batch.choosing]
+        places = decoder.step(batch.tokens, batch.starts, batch.lengths, batch.tables, batch.rows, wishes)
+        self._landing.reverse()
+        chosen = self._landing[0].copy_(decoder.chosen, non_blocking=True)
+        arrived = None
+        if decoder.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return Flight(batch, places, chosen, arrived)
+
+    def describe(self) -> str:
+        return f"CUDA graphs {self.decoder.format}"
 
 
 class NativeRunner:
@@ -78,7 +127,7 @@ class TorchRunner:
                 for row, n in enumerate(group):
                     for place, values in zip(places, rows[row]):
                         logits[spans[n][0] + place] = values
-        return torch.stack([logits[row] for row in batch.rows]) if batch.rows else torch.empty(0)
+        return torch.stack([logits[row] for row in batch.rows]).cpu() if batch.rows else torch.empty(0)
 
     def describe(self) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")

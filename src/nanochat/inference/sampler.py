@@ -1,7 +1,6 @@
 """How the next token is chosen from logits."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,25 +8,30 @@ from torch import Tensor
 from nanochat.inference.request import Sample
 from nanochat.inference.sampling import SamplingParams
 
+NOT_FINITE = "the model's logits are not finite: its weights are damaged or too large"
 
 def choose(logits: Tensor, sample: Sample) -> int:
     """The next token of a sample, from (V,) fp32 logits, which are changed; forbidden ones come in as -inf.
 
-    A drawn token uses up one number of the sample's own generator, so that a choice depends on nothing but the
-    sample's own logits, parameters, tokens and generator. Raises FloatingPointError for logits that are not numbers.
+    A drawn token uses up one draw of the sample's own generator, so that a choice depends on nothing but the sample's own
+    logits, parameters, tokens and generator. Raises FloatingPointError for logits that are not numbers.
     """
     if sample.adjusts_logits:
         _adjust(logits, sample)
-    scores = as_numpy(logits)
+    scores = logits.numpy()  # small steps are sooner done there
     likeliest = int(scores.argmax())
     if not math.isfinite(scores[likeliest]):
-        raise FloatingPointError("the model's logits are not finite: its weights are damaged or too large")
+        raise FloatingPointError(NOT_FINITE)
     return likeliest if sample.params.temperature == 0 else _draw(logits, sample)
 
 
-def as_numpy(tensor: Tensor) -> Any:
-    """A tensor on the CPU as the NumPy array that shares its memory, where small steps are sooner done; or itself."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+def wish(sample: Sample) -> tuple[float, ...]:
+    """What a sample's next token is to be chosen by on a device: temperature, top-k, top-p, min-p and the draw."""
+    params = sample.params
+    if params.temperature == 0 or params.top_k == 1:
+        return 0.0, 0.0, 1.0, 0.0, 0.0
+    top_p = 1.0 if params.top_p is None else params.top_p
+    return params.temperature, params.top_k or 0, top_p, params.min_p or 0.0, sample.draw()
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -58,12 +62,11 @@ def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
 
 def _draw(logits: Tensor, sample: Sample) -> int:
     ids, weights = distribution(logits, sample.params)
-    draw = torch.rand((), generator=sample.generator, dtype=torch.float64).item()
     # Inversion in the order of the ids: the first token at which the cumulative weight reaches the threshold, which is
     # above 0 and at most the total. (In the order of weight, rounding that swaps two nearly equal tokens would
     # change the answer from machine to machine. In fp32 the tail of a large vocabulary would get lost.)
     cumulative = weights.double().cumsum(0)
-    return int(ids[torch.searchsorted(cumulative, (1 - draw) * cumulative[-1])])
+    return int(ids[torch.searchsorted(cumulative, (1 - sample.draw()) * cumulative[-1])])
 
 
 def _adjust(row: Tensor, sample: Sample) -> None:

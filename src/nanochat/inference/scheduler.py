@@ -13,7 +13,10 @@ MOST_DRAFTING = 2  # answers that run at once; with more the machine has enough 
 
 @dataclass
 class Batch:
-    """The tokens of one step: of each sample its next ones, one sample after the other."""
+    """The tokens of one step: of each sample its next ones, one sample after the other.
+
+    A token that the device has chosen but nobody has seen yet is -1 - p, where p is its place there.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -30,8 +33,10 @@ class Batch:
     def add(self, sample: Sample, count: int) -> None:
         """Add the next `count` known tokens of a sample, and after its last one its drafts."""
         end = sample.computed + count
-        chooses = end == len(sample.tokens)
+        chooses = end == sample.length
         tokens = sample.tokens[sample.computed : end] + (sample.drafts if chooses else [])
+        if end > len(sample.tokens):
+            tokens.append(-1 - sample.place)
         self.samples.append(sample)
         self.tokens += tokens
         self.starts.append(len(self.tokens))
@@ -47,11 +52,13 @@ class Scheduler:
     Args:
         cache: whose pages samples need.
         chunk: most tokens of a step; longer prompts are cut.
+        drafts: whether guesses may be computed along.
     """
 
-    def __init__(self, cache: KVCache, chunk: int) -> None:
+    def __init__(self, cache: KVCache, chunk: int, drafts: bool) -> None:
         self.cache = cache
         self.chunk = chunk
+        self.drafts = drafts
         self.waiting: deque[Sample] = deque()
         self.running: list[Sample] = []  # in the order they came
 
@@ -67,16 +74,21 @@ class Scheduler:
         elif sample in self.waiting:
             self.waiting.remove(sample)
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether an answer's tokens have to be chosen here, not on the device."""
+        return any(sample.needs_logits for sample in (*self.running, *self.waiting))
+
     def schedule(self) -> Batch:
         """What to compute next: a token of each running answer, then prompts while there is room."""
         batch = Batch()
-        drafting = len(self.running) <= MOST_DRAFTING and not self.waiting
+        drafting = self.drafts and len(self.running) <= MOST_DRAFTING and not self.waiting
         for sample in list(self.running):
-            if sample in self.running:  # not set back meanwhile
+            if sample in self.running and not sample.full:  # not set back meanwhile
                 sample.drafts = sample.draft() if drafting and not sample.in_prompt else []
-                self._make_room(sample, len(sample.tokens) + len(sample.drafts))
+                self._make_room(sample, sample.length + len(sample.drafts))
         for sample in self.running:
-            if not sample.in_prompt:
+            if not sample.in_prompt and not sample.full:
                 batch.add(sample, 1)
         for sample in self.running:
             if sample.in_prompt:  # or in the result of a call
@@ -92,6 +104,8 @@ class Scheduler:
         request = sample.request
         if sample.index and not request.prompt_computed:
             return False  # its prompt is on the way, by the first sample of the request
+        if sample.ahead:
+            return False  # it was set back while a token of it was being chosen
         known = self.cache.take_known(sample)
         if not self.cache.reserve(sample, len(sample.tokens) + 1):
             self.cache.release(sample)
@@ -103,7 +117,7 @@ class Scheduler:
         return True
 
     def _add_chunk(self, batch: Batch, sample: Sample) -> None:
-        count = min(len(sample.tokens) - sample.computed, self.chunk - len(batch.tokens))
+        count = min(sample.length - sample.computed, self.chunk - len(batch.tokens))
         if count > 0:
             batch.add(sample, count)
 

@@ -1,6 +1,8 @@
-"""The model on the native decoder: which models it can run, and their weights in its formats."""
+"""The model on the decoders of our own: which models they can run, and their weights in their formats."""
 
-from typing import Any
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,40 @@ from nanochat.model.modeling import NanoChatForCausalLM
 from nanochat.native.decoder import NativeDecoder, Shape, decoder_library
 from nanochat.native.packing import BITS, GROUP, PANEL, pack, side_by_side
 
+if TYPE_CHECKING:
+    from nanochat.native.cuda import CudaDecoder
+
 PLAIN_MODULES = ("transformers.activations", "nanochat.model.")
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that don't change with the length
 
 
 def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | None:
     """Why the native decoder can't run a model in a format, as the end of a sentence; None if it can."""
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}"
+    if (obstacle := _obstacle(model, format)) is not None:
+        return obstacle
+    if decoder_library() is None:
+        return "there is no C compiler, or NANOCHAT_NATIVE=0 forbids it"
+    return None
+
+
+def cuda_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | None:
+    """Why the CUDA decoder can't run a model in a format, as the end of a sentence; None if it can."""
+    head_dim = model.config.hidden_size // model.config.num_attention_heads
+    if model.device.type != "cuda":
+        return f"the model is on {model.device.type}"
+    if (obstacle := _obstacle(model, format)) is not None:
+        return obstacle
+    if head_dim & (head_dim - 1):
+        return f"the head size is {head_dim}, not a power of two"
+    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
+        return "Triton is not installed for an NVIDIA GPU"
+    return None
+
+
+def _obstacle(model: NanoChatForCausalLM, format: str) -> str | None:
+    """What both decoders mind."""
     config = model.config
     multiple = GROUP if format in BITS else PANEL
     sizes = {
@@ -24,8 +54,6 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
         "intermediate_size": (config.intermediate_size, multiple),
     }
     odd = [f"{name} is {size}, not a multiple of {due}" for name, (size, due) in sizes.items() if size % due]
-    if model.device.type != "cpu":
-        return f"the model is on {model.device.type}"
     if config.hidden_act != "relu2":
         return f"hidden_act is {config.hidden_act}, not relu2"
     if config.attention_bias:
@@ -34,11 +62,7 @@ def native_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | N
         return f"the rotary embedding's type is {config.rope_parameters['rope_type']}"
     if (strange := _strange_module(model)) is not None:
         return strange
-    if odd:
-        return " and ".join(odd)
-    if decoder_library() is None:
-        return "there is no C compiler, or NANOCHAT_NATIVE=0 forbids it"
-    return None
+    return " and ".join(odd) or None
 
 
 def _strange_module(model: NanoChatForCausalLM) -> str | None:
@@ -75,8 +99,34 @@ def native_decoder(
     model: NanoChatForCausalLM, format: str, weights: list[Tensor], pages: int, threads: int
 ) -> NativeDecoder:
     """The native decoder with a model's packed weights and room for `pages` pages of 16 positions."""
-    config, rotary = model.config, model.model.rotary_emb
-    shape = Shape(
+    rotary = model.model.rotary_emb
+    embedding = model.model.embed_tokens.weight.detach()
+    if embedding.dtype not in (torch.float32, torch.bfloat16):
+        embedding = embedding.float()
+    fast = format == "bf16" and bfloat16_pays("cpu")
+    matrices = [matrix.bfloat16() for matrix in _matrices(model)] if fast else None
+    return NativeDecoder(_shape(model), format, weights, embedding, rotary.inv_freq.float(), pages, threads, matrices)
+
+
+def cuda_decoder(model: NanoChatForCausalLM, format: str, pages: int, forbidden: Sequence[int]) -> "CudaDecoder":
+    """The CUDA decoder with a model's weights and room for `pages` pages of 16 positions."""
+    from nanochat.native.cuda import CudaDecoder  # it needs Triton
+
+    return CudaDecoder(
+        _shape(model),
+        format,
+        [*_matrices(model), model.lm_head.weight],
+        model.model.embed_tokens.weight,
+        model.model.rotary_emb.inv_freq.float(),
+        model.config.max_position_embeddings,
+        pages,
+        forbidden,
+    )
+
+
+def _shape(model: NanoChatForCausalLM) -> Shape:
+    config = model.config
+    return Shape(
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         heads=config.num_attention_heads,
@@ -86,14 +136,8 @@ def native_decoder(
         vocab_size=config.vocab_size,
         eps=config.rms_norm_eps,
         softcap=config.final_logit_softcapping,
-        angle_scale=rotary.attention_scaling,
+        angle_scale=model.model.rotary_emb.attention_scaling,
     )
-    embedding = model.model.embed_tokens.weight.detach()
-    if embedding.dtype not in (torch.float32, torch.bfloat16):
-        embedding = embedding.float()
-    fast = format == "bf16" and bfloat16_pays("cpu")
-    matrices = [matrix.bfloat16() for matrix in _matrices(model)] if fast else None
-    return NativeDecoder(shape, format, weights, embedding, rotary.inv_freq.float(), pages, threads, matrices)
 
 
 @torch.no_grad()

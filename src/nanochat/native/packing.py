@@ -26,9 +26,8 @@ def pack(weight: Tensor, format: str) -> Tensor:
     if format not in BITS:
         dtype = torch.bfloat16 if format == "bf16" else torch.float32
         return weight.view(panels, PANEL, inputs).mT.to(dtype).contiguous()
-    groups = weight.view(panels, PANEL, inputs // GROUP, GROUP)
     bits = BITS[format]
-    scales, numbers = _rounded(groups, bits)
+    scales, numbers = (part.unflatten(0, (panels, PANEL)) for part in rounded(weight, format))
     # Words of two or four unsigned numbers from so many pairs of inputs that follow each other, column after column.
     pairs = (numbers + 2 ** (bits - 1)).to(torch.int32).unflatten(-1, (-1, 16 // bits, 2)).permute(0, 2, 3, 1, 5, 4)
     words = (pairs << torch.arange(0, 16, bits, dtype=torch.int32)).sum(-1)
@@ -58,25 +57,25 @@ def rounded_weight(weight: Tensor, format: str) -> Tensor:
     """What a weight (outputs, inputs) is in a format, as fp32: its twin for tests and for products elsewhere."""
     if format not in BITS:
         return weight.detach().to(torch.bfloat16 if format == "bf16" else torch.float32).float()
-    groups = weight.detach().float().unflatten(1, (-1, GROUP))
-    scales, numbers = _rounded(groups, BITS[format])
+    scales, numbers = rounded(weight, format)
     return (scales.float()[..., None] * numbers).flatten(1)
 
 
-def _rounded(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scales (..., ) in bf16 and whole numbers (..., 32) in fp32 that stand for groups (..., 32) of weights.
+def rounded(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    """Scales (outputs, inputs / 32) in bf16 and whole numbers (outputs, inputs / 32, 32) in fp32 that stand for a weight.
 
     The largest number of a group becomes the most negative one (with 4 bits there is one more of those). With 4 bits,
     of some scales around that, the one with the least squared error is taken.
     """
+    groups, bits = weight.detach().float().unflatten(1, (-1, GROUP)), BITS[format]
     most = 2 ** (bits - 1) - (bits == 8)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
     factors = (1.0,) if bits == 8 else (1.0, 0.93, 0.86, 1.07, 1.14)
     best: tuple[Tensor, Tensor] | None = None
-    least = torch.full(largest.shape, torch.inf)
+    least = torch.full_like(largest, torch.inf)
     for factor in factors:
         scales = (largest * (-factor / most)).bfloat16()
-        divisors = scales.float().where(scales != 0, torch.ones(()))[..., None]
+        divisors = scales.float().where(scales != 0, 1.0)[..., None]
         numbers = (groups / divisors).round().clamp(-most, 2 ** (bits - 1) - 1)
         error = (groups - numbers * divisors).square().sum(-1)
         better = error < least
