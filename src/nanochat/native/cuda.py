@@ -18,9 +18,11 @@ from nanochat.native.packing import BITS, GROUP, rounded
 MOST_ROWS = 64  # sequences with one new token each in a step
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # there is a graph for each of these numbers of rows
 MOST_KEPT = 256  # tokens of prompts in a step whose logits can be asked for
-MOST_PROGRAMS = 128  # that attend in a layer: about as many as a GPU has multiprocessors
-ATTEND_BLOCK = 64  # positions read at once
-SAMPLE_BLOCK = 2048
+PROGRAMS = {1: 512}  # by rows: about so many attend in a layer
+MORE_PROGRAMS = 640
+MOST_SPLITS = 8  # programs that share a sum of products
+SAMPLE_BLOCK = 4096
+FETCHES = {"qkv": (1, 1), "attend": (2, 1), "out": (0, 0), "hidden": (3, 1), "stream": (4, 1)}
 GREEDY = (0.0, 0.0, 1.0, 0.0, 0.0)  # temperature, top-k, top-p, min-p and draw, as `kernels.sample` wants them
 
 
@@ -83,9 +85,10 @@ class CudaDecoder:
     ) -> None:
         self.shape, self.format, self.pages, self.device = shape, format, pages, embedding.device
         self.dtype = torch.float32 if format == "fp32" else torch.bfloat16
-        weights = [Matrix.of(matrix, format) for matrix in matrices]
+        self._flat, weights = _side_by_side([Matrix.of(matrix, format) for matrix in matrices])
         self._layers = [weights[n : n + 4] for n in range(0, len(weights) - 1, 4)]
         self._head = weights[-1]
+        self._starts = list(itertools.accumulate((matrix.numbers.nbytes for matrix in weights), initial=0))
         self._embedding = embedding.detach().contiguous()
         angles = torch.arange(positions, device=self.device)[:, None] * frequencies.to(self.device)
         self._cosines, self._sines = angles.cos() * shape.angle_scale, angles.sin() * shape.angle_scale
@@ -108,12 +111,17 @@ class CudaDecoder:
 
         self._stream = new(MOST_ROWS, C)
         self._qkv = new(MOST_ROWS, (H + 2 * shape.kv_heads) * D, dtype=self.dtype)
-        self._attended, self._hidden = new(MOST_ROWS, H * D, dtype=self.dtype), new(MOST_ROWS, shape.mlp_size, dtype=self.dtype)
+        self._attended = new(MOST_ROWS, H * D, dtype=self.dtype)
+        self._hidden = new(MOST_ROWS, shape.mlp_size, dtype=self.dtype)
+        # Parts of sums that several programs share, and how many of these have arrived.
         places = max(self._splits(rows) * rows * H for rows in BUCKETS)
         self._parts, self._maxima, self._weights = new(places, D), new(places), new(places)
         self._arrivals = new(MOST_ROWS * H, dtype=torch.int32)
+        self._product_parts, self._product_arrivals = new(MOST_SPLITS * MOST_ROWS * (C + 64)), new(C, dtype=torch.int32)
         self.logits = new(MOST_ROWS + MOST_KEPT, shape.vocab_size)
         self.chosen = new(2 * MOST_ROWS, dtype=torch.int32)
+        most = max(shape.vocab_size, SAMPLE_BLOCK)
+        self._few_scores, self._few_ids = new(MOST_ROWS, most), new(MOST_ROWS, most, dtype=torch.int32)
         self._forbidden = new(shape.vocab_size, dtype=torch.int8)
         self._forbidden[list(forbidden)] = 1
         # What the host tells of a step, in one piece: wishes, tokens, lengths, tables. Two of them: the copy of one may
@@ -198,27 +206,40 @@ class CudaDecoder:
         return self._graphs[bucket].replay
 
     def _run_rows(self, R: int) -> None:
-        shape, early = self.shape, {"EARLY": self._early, **({"launch_pdl": True} if self._early else {})}
-        C, H, K, D = shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim
+        shape = self.shape
+        H, K, D = shape.heads, shape.kv_heads, shape.head_dim
         stream, qkv, attended, hidden = self._stream, self._qkv, self._attended, self._hidden
+        early = R == 1 and self._early
+        splits, block, warps = self._splits(R), *((128, 8) if R == 1 else (64, 4))
         self._embed(self._tokens, stream[:R])
-        splits = self._splits(R)
         for layer, (to_qkv, to_out, to_hidden, from_hidden) in enumerate(self._layers):
-            self._project(stream, to_qkv, qkv, R, norm=True)
+            self._project(stream, to_qkv, qkv, R, norm=True, later="qkv", layer=layer)
+            later, lines, each = self._later(layer, "attend", H * splits if early else 0)
             kernels.attend[R, H, splits](
                 qkv, self._keys[layer], self._values[layer], self._tables, self._lengths, self._cosines, self._sines,
-                attended, self._parts, self._maxima, self._weights, self._arrivals, self._width, shape.eps, D**-0.5,
-                H=H, K=K, D=D, SPLITS=splits, BLOCK=ATTEND_BLOCK, num_warps=4, **early,
+                attended, self._parts, self._maxima, self._weights, self._arrivals, later, lines, self._width,
+                shape.eps, D**-0.5, H=H, K=K, D=D, SPLITS=splits, BLOCK=block, LINES=each, num_warps=warps,
+                **_early(early),
             )  # fmt: skip
-            self._project(attended, to_out, stream, R, mode=kernels.ADD)
-            self._project(stream, to_hidden, hidden, R, norm=True, mode=kernels.SQUARE)
-            self._project(hidden, from_hidden, stream, R, mode=kernels.ADD)
+            self._project(attended, to_out, stream, R, mode=kernels.ADD, later="out", layer=layer)
+            self._project(stream, to_hidden, hidden, R, norm=True, mode=kernels.SQUARE, later="hidden", layer=layer)
+            self._project(hidden, from_hidden, stream, R, mode=kernels.ADD, later="stream", layer=layer)
         self._project(stream, self._head, self.logits, R, norm=True, mode=kernels.CAP)
-        self._sample(0, R)
+        self._sample(0, R, early)
 
     def _splits(self, rows: int) -> int:
         """Programs that share a sequence and a head."""
-        return 1 << max(0, (MOST_PROGRAMS // (rows * self.shape.heads)).bit_length() - 1)
+        programs = PROGRAMS.get(rows, MORE_PROGRAMS) if self._on_gpu else 8  # the interpreter runs one after the other
+        return 1 << max(0, (programs // (rows * self.shape.heads)).bit_length() - 1)
+
+    def _later(self, layer: int, name: str, programs: int) -> tuple[Tensor, int, int]:
+        """Weights for a kernel to fetch that somebody needs later; how many lines, and how many for each program."""
+        first, count = FETCHES[name]
+        first += 4 * layer
+        last = min(first + count, 4 * self.shape.layers)  # the head is too large for the cache
+        lines = max(0, self._starts[last] - self._starts[first]) // kernels.LINE.value if first < last else 0
+        each = 1 << (-(-lines // programs) - 1).bit_length() if lines and programs else 0
+        return self._flat[self._starts[min(first, last)] :], lines, each
 
     def _embed(self, tokens: Tensor, out: Tensor) -> None:
         C = self.shape.hidden_size
@@ -228,29 +249,42 @@ class CudaDecoder:
         )
 
     def _project(
-        self, x: Tensor, matrix: Matrix, out: Tensor, rows: int, norm: bool = False, mode: Any = kernels.STORE
+        self,
+        x: Tensor,
+        matrix: Matrix,
+        out: Tensor,
+        rows: int,
+        norm: bool = False,
+        mode: Any = kernels.STORE,
+        layer: int = 0,
+        later: str = "out",
     ) -> None:
         """out[:rows] = what `mode` makes of norm(x[:rows]) @ matrix.T"""
         K, N, eps, cap = matrix.inputs, matrix.outputs, self.shape.eps, self.shape.softcap or 0.0
-        options = {"K": K, "BITS": matrix.bits, "NORM": norm, "MODE": mode, "EARLY": self._early}
-        if self._early:
-            options["launch_pdl"] = True
+        options: dict[str, Any] = {"K": K, "BITS": matrix.bits, "NORM": norm, "MODE": mode}
+        if not self._on_gpu:
+            options["BLOCK_N"] = 64
         if rows == 1:
-            options |= one_row_blocks(N, K, matrix.bits)
-            grid = (-(-N // options["BLOCK_N"]),)
-            kernels.project_one[grid](x, matrix.numbers, matrix.scales, out, N, eps, cap, **options)
+            options = one_row_blocks(N, K, matrix.bits) | options
+            programs = -(-N // options["BLOCK_N"])
+            weights, lines, options["LINES"] = self._later(layer, later, programs if self._early else 0)
+            kernels.project_one[(programs,)](
+                x, matrix.numbers, matrix.scales, out, weights, lines, N, eps, cap, **options, **_early(self._early)
+            )
         else:
-            options |= {"BLOCK_R": max(16, 1 << (rows - 1).bit_length()), **rows_blocks(N, K, matrix.bits)}
+            options = rows_blocks(N, K, matrix.bits, mode) | options
             # Triton's interpreter can't multiply in bf16.
             options["TYPE"] = tl.bfloat16 if self._on_gpu and self.dtype == torch.bfloat16 else tl.float32
-            grid = (-(-N // options["BLOCK_N"]),)
-            kernels.project[grid](x, matrix.numbers, matrix.scales, out, rows, N, eps, cap, **options)
+            options["BLOCK_R"] = max(16, 1 << (rows - 1).bit_length())
+            kernels.project[-(-N // options["BLOCK_N"]), options["SPLITS"]](
+                x, matrix.numbers, matrix.scales, out, self._product_parts, self._product_arrivals, rows, N, eps, cap,
+                **options,
+            )  # fmt: skip
 
-    def _sample(self, first: int, rows: int) -> None:
-        options = {"launch_pdl": True} if self._early else {}
+    def _sample(self, first: int, rows: int, early: bool = False) -> None:
         kernels.sample[(rows,)](
-            self.logits[first:], self._forbidden, self._asked[first:], self.chosen[first:], self.shape.vocab_size,
-            BLOCK=SAMPLE_BLOCK, EARLY=self._early, num_warps=16, **options,
+            self.logits[first:], self._forbidden, self._asked[first:], self.chosen[first:], self._few_scores,
+            self._few_ids, self.shape.vocab_size, BLOCK=SAMPLE_BLOCK, SMALL=1024, num_warps=16, **_early(early),
         )  # fmt: skip
 
     def _run_prompts(
@@ -314,12 +348,31 @@ class CudaDecoder:
         return list(together.to(self.device, non_blocking=True))
 
 
+def _side_by_side(matrices: Sequence[Matrix]) -> tuple[Tensor, list[Matrix]]:
+    """All numbers in one piece of memory, as bytes, and the same matrices as parts of it."""
+    flat = torch.cat([matrix.numbers.flatten() for matrix in matrices])
+    pieces = flat.split([matrix.numbers.numel() for matrix in matrices])
+    together = []
+    for matrix, piece in zip(matrices, pieces):
+        numbers = piece.view(matrix.numbers.shape)
+        scales = numbers if matrix.bits == 16 else matrix.scales
+        together.append(dataclasses.replace(matrix, numbers=numbers, scales=scales))
+    return flat.view(torch.uint8), together
+
+
+def _early(early: bool) -> dict[str, Any]:
+    """Options of a kernel that starts before the one before it is done."""
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
 def one_row_blocks(N: int, K: int, bits: int) -> dict[str, int]:
     """Tiles of `project_one`: a program's weights fit in registers, and there are several programs a multiprocessor."""
     block_k = min(2048, 1 << (K - 1).bit_length())
-    return {"BLOCK_N": 4 if N <= 2048 else 8, "BLOCK_K": block_k, "num_warps": 4}
+    return {"BLOCK_N": 2 if N <= 2048 and K <= 2048 else 4, "BLOCK_K": block_k, "num_warps": 2 if K <= 2048 else 4}
 
 
-def rows_blocks(N: int, K: int, bits: int) -> dict[str, int]:
+def rows_blocks(N: int, K: int, bits: int, mode: Any) -> dict[str, int]:
     """Tiles of `project`."""
-    return {"BLOCK_N": 16 if N <= 8192 else 64, "BLOCK_K": min(128, 1 << (K - 1).bit_length()), "num_warps": 4, "num_stages": 4}
+    splits = 2 if mode == kernels.ADD else 1
+    block_k = min(128, 1 << (K - 1).bit_length())
+    return {"BLOCK_N": 16 if splits > 1 else 64, "BLOCK_K": block_k, "SPLITS": splits, "num_warps": 4, "num_stages": 4}

@@ -1,8 +1,9 @@
 """A decoding step on a GPU in Triton: five kernels a layer, and one that chooses the tokens.
 
 At one token a step does next to no arithmetic: what counts is that the memory never waits. So norms, rotations, squares
-and sums are done by the kernel that reads or writes the numbers anyway, and a kernel starts while the one before it still
-runs (programmatic dependent launch, from Hopper on): its first weights are on their way when its input is ready.
+and sums are done by the kernel that reads or writes the numbers anyway. For a single row (`EARLY`), a kernel starts while
+the one before it still runs (programmatic dependent launch, from Hopper on): its first weights are on their way when its
+input is ready, and meanwhile it has the weights of a later kernel brought into the cache.
 
 Shapes: R rows (sequences, one new token each), C hidden size, H query and K key/value heads of size D, V vocabulary.
 """
@@ -13,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PAGE: tl.constexpr = tl.constexpr(16)
 GROUP: tl.constexpr = tl.constexpr(32)  # weights that share a scale
-LEAST_SPAN: tl.constexpr = tl.constexpr(128)  # positions that a program attends to before others help
+LINE: tl.constexpr = tl.constexpr(128)  # bytes that come into the cache together
 STORE: tl.constexpr = tl.constexpr(0)  # what `project` does with its products
 ADD: tl.constexpr = tl.constexpr(1)
 SQUARE: tl.constexpr = tl.constexpr(2)
@@ -31,6 +32,16 @@ def _others_may_start(EARLY: tl.constexpr):
 def _wait_for_input(EARLY: tl.constexpr):
     if EARLY:
         gdc_wait()
+
+
+@triton.jit
+def _fetch(weights, lines, program, LINES: tl.constexpr):
+    """Bring `lines` of weights that are needed later into the cache, LINES of them by each program, and go on."""
+    if LINES > 0:
+        line = tl.minimum(program * LINES + tl.arange(0, LINES), lines - 1).to(tl.int64)
+        line = weights.to(tl.pointer_type(tl.int8)) + line * LINE
+        asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+        tl.inline_asm_elementwise(asm, "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -104,13 +115,14 @@ def _finish(y, out, at, inside, cap, MODE: tl.constexpr):
 
 @triton.jit
 def project_one(
-    x, weights, scales, out, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    x, weights, scales, out, later, lines, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr,
+    MODE: tl.constexpr, LINES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out (N) = weights (N, K) @ norm(x (K)) for a single row, finished by MODE."""
+    """out (N) = weights (N, K) @ norm(x (K)) for a single row, finished by MODE; `later` weights are fetched."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _others_may_start(EARLY)
     tile, scale = _load_weights(weights, scales, n, 0, N, K, BITS, BLOCK_N, BLOCK_K)
+    _fetch(later, lines, tl.program_id(0), LINES)
     _wait_for_input(EARLY)
     total = tl.zeros((BLOCK_N,), tl.float32)
     if BITS == 16:
@@ -145,19 +157,22 @@ def project_one(
 
 @triton.jit
 def project(
-    x, weights, scales, out, rows, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr,
-    MODE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TYPE: tl.constexpr,
-    EARLY: tl.constexpr,
+    x, weights, scales, out, parts, arrivals, rows, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr,
+    NORM: tl.constexpr, MODE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """out (rows, N) = norm(x (rows, K)) @ weights (N, K).T, multiplied in TYPE, finished by MODE; rows up to BLOCK_R."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """out (rows, N) = norm(x (rows, K)) @ weights (N, K).T, multiplied in TYPE, finished by MODE; rows up to BLOCK_R.
+
+    SPLITS programs share the sums of a block of outputs; the last of them to arrive puts their parts together.
+    """
+    block, split = tl.program_id(0), tl.program_id(1)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     r = tl.arange(0, BLOCK_R)
-    _others_may_start(EARLY)
-    _wait_for_input(EARLY)
     total = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_R,), tl.float32)
     row = (r < rows)[:, None]
-    for start in range(0, K, BLOCK_K):
+    SPAN: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
+    for start in range(split * SPAN, tl.minimum(K, split * SPAN + SPAN), BLOCK_K):
         tile, scale = _load_weights(weights, scales, n, start, N, K, BITS, BLOCK_N, BLOCK_K)
         if BITS == 4:
             half = (start + _half_index(BLOCK_K))[None, :]
@@ -183,7 +198,20 @@ def project(
     if NORM:
         total *= tl.rsqrt(squares / K + eps)[:, None]
     at = r[:, None] * N + n[None, :]
-    _finish(total, out, at, row & (n < N)[None, :], cap, MODE)
+    inside = row & (n < N)[None, :]
+    if SPLITS == 1:
+        _finish(total, out, at, inside, cap, MODE)
+    else:
+        piece = r[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        first = parts + block * SPLITS * BLOCK_R * BLOCK_N
+        tl.store(first + split * BLOCK_R * BLOCK_N + piece, total)
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + block, 1) == SPLITS - 1:
+            whole = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
+            for s in tl.static_range(SPLITS):  # in the same order each time
+                whole += tl.load(first + s * BLOCK_R * BLOCK_N + piece, cache_modifier=".cg")
+            _finish(whole, out, at, inside, cap, MODE)
+            tl.store(arrivals + block, 0)
 
 
 @triton.jit
@@ -191,30 +219,50 @@ def _turned(first, second, cos, sin, eps, D: tl.constexpr):
     """The halves of heads (..., D / 2), rotated by minus theta and normed."""
     turned_first = first * cos + second * sin
     turned_second = second * cos - first * sin
-    scale = tl.rsqrt((tl.sum(turned_first * turned_first) + tl.sum(turned_second * turned_second)) / D + eps)
+    scale = tl.rsqrt(tl.sum(turned_first * turned_first + turned_second * turned_second) / D + eps)
     return turned_first * scale, turned_second * scale
 
 
 @triton.jit
+def _load_cache(keys, values, table, start, end, kv, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys, in halves (BLOCK, D / 2), and values (BLOCK, D) of the positions from `start`, those from `end` on zero."""
+    t = start + tl.arange(0, BLOCK)
+    inside = t < end
+    page = tl.load(table + t // PAGE, mask=inside, other=0).to(tl.int64)
+    at = (((page * K + kv) * PAGE + t % PAGE) * D)[:, None]
+    inside = inside[:, None]
+    i, d = tl.arange(0, D // 2)[None, :], tl.arange(0, D)[None, :]
+    first = tl.load(keys + at + i, mask=inside, other=0.0)
+    second = tl.load(keys + at + D // 2 + i, mask=inside, other=0.0)
+    return first, second, tl.load(values + at + d, mask=inside, other=0.0)
+
+
+@triton.jit
 def attend(
-    qkv, keys, values, tables, lengths, cosines, sines, out, parts, maxima, weights, arrivals, width, eps, scale,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    qkv, keys, values, tables, lengths, cosines, sines, out, parts, maxima, weights, arrivals, later, lines, width, eps,
+    scale, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    LINES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attention of one query head of one row: out (R, H, D). The new token's key and value are kept in its page.
 
     Keys and values lie in (pages, K, 16, D). Up to SPLITS programs share a long sequence; the last of them to arrive puts
-    their parts together.
+    their parts together. `later` weights are fetched.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _others_may_start(EARLY)
     kv = head // (H // K)
     length = tl.load(lengths + row)
-    span = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK, LEAST_SPAN)
-    used = tl.cdiv(length, span)
-    i, d = tl.arange(0, D // 2), tl.arange(0, D)
     position = length - 1
+    span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
+    used = tl.cdiv(length, span)
+    table = tables + row * width
+    begin = split * span
+    end = tl.minimum(begin + span, position)
+    i, d = tl.arange(0, D // 2), tl.arange(0, D)
+    old1, old2, old = _load_cache(keys, values, table, begin, end, kv, K, D, BLOCK)  # don't depend on the input
     cos, sin = tl.load(cosines + position * (D // 2) + i), tl.load(sines + position * (D // 2) + i)
-    new_page = tl.load(tables + row * width + position // PAGE).to(tl.int64)
+    new_page = tl.load(table + position // PAGE).to(tl.int64)
+    _fetch(later, lines, head * SPLITS + split, LINES)
     _wait_for_input(EARLY)
     if split < used:
         base = qkv + row * (H + 2 * K) * D
@@ -233,27 +281,20 @@ def attend(
             tl.store(keys + slot + i, k1)
             tl.store(keys + slot + D // 2 + i, k2)
             tl.store(values + slot + d, v)
-        most = tl.where(last, tl.sum(q1 * k1.to(tl.float32)) + tl.sum(q2 * k2.to(tl.float32)), float("-inf"))
+        most = tl.where(last, tl.sum(q1 * k1.to(tl.float32) + q2 * k2.to(tl.float32)), float("-inf"))
         total = tl.where(last, 1.0, 0.0)
         result = tl.where(last, v.to(tl.float32), 0.0)
         # The tokens before it.
-        begin = split * span
-        end = tl.minimum(begin + span, position)
         for start in range(begin, end, BLOCK):
-            t = start + tl.arange(0, BLOCK)
-            inside = t < end
-            page = tl.load(tables + row * width + t // PAGE, mask=inside, other=0).to(tl.int64)
-            at = (((page * K + kv) * PAGE + t % PAGE) * D)[:, None]
-            old1 = tl.load(keys + at + i[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-            old2 = tl.load(keys + at + D // 2 + i[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-            old = tl.load(values + at + d[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-            scores = tl.sum(old1 * q1[None, :] + old2 * q2[None, :], axis=1)
-            scores = tl.where(inside, scores, float("-inf"))
+            next1, next2, following = _load_cache(keys, values, table, start + BLOCK, end, kv, K, D, BLOCK)
+            scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], axis=1)
+            scores = tl.where(start + tl.arange(0, BLOCK) < end, scores, float("-inf"))
             higher = tl.maximum(most, tl.max(scores))
             shrink, shares = tl.exp2(most - higher), tl.exp2(scores - higher)
-            result = result * shrink + tl.sum(shares[:, None] * old, axis=0)
+            result = result * shrink + tl.sum(shares[:, None] * old.to(tl.float32), axis=0)
             total = total * shrink + tl.sum(shares)
             most = higher
+            old1, old2, old = next1, next2, following
         if used == 1:
             tl.store(out + (row * H + head) * D + d, result / total)
         else:
@@ -318,23 +359,23 @@ def _ordered(scores):
 
 
 @triton.jit
-def _bound(logits, forbidden, V, target, least, highest, inverse, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest bound such that the scores at or above it are `target` in number, or weigh so much; as `_ordered`.
-
-    Found four bits at a time, from the highest on. Scores below `least` don't weigh anything.
+def _bound(scores, count, target, least, highest, inverse, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest bound such that the `count` scores at or above it are `target` in number, or weigh so much; as
+    `_ordered`. Found four bits at a time, from the highest on. Scores below `least` don't weigh anything.
     """
     j = tl.arange(0, 16).to(tl.uint32)
     bound = tl.full((), 0, tl.uint32)
     for done in tl.static_range(0, 32, 4):
         bounds = bound + (j << (28 - done))
         mass = tl.zeros((BLOCK, 16), tl.float32)
-        for start in range(0, V, BLOCK):
-            ids, scores = _scores(logits, forbidden, start, V, BLOCK)
-            order = _ordered(scores)
+        for start in range(0, count, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            score = tl.load(scores + at, mask=at < count, other=float("-inf"))
+            order = _ordered(score)
             if COUNT:
-                weight = tl.where(ids < V, 1.0, 0.0)
+                weight = tl.where(at < count, 1.0, 0.0)
             else:
-                weight = tl.where(order >= least, tl.exp((scores - highest) * inverse), 0.0)
+                weight = tl.where(order >= least, tl.exp((score - highest) * inverse), 0.0)
             mass += tl.where(order[:, None] >= bounds[None, :], weight[:, None], 0.0)
         reached = tl.sum(mass, axis=0) >= target
         bound += (tl.max(tl.where(reached, j.to(tl.int32), 0)).to(tl.uint32)) << (28 - done)
@@ -342,19 +383,35 @@ def _bound(logits, forbidden, V, target, least, highest, inverse, COUNT: tl.cons
 
 
 @triton.jit
-def sample(logits, forbidden, asked, chosen, V, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _mass(scores, count, least, highest, inverse, BLOCK: tl.constexpr):
+    """What the scores from `least` on weigh, in fp64."""
+    sums = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        score = tl.load(scores + at, mask=at < count, other=float("-inf"))
+        sums += tl.where(_ordered(score) >= least, tl.exp((score - highest) * inverse), 0.0).to(tl.float64)
+    return tl.sum(sums)
+
+
+@triton.jit
+def sample(
+    logits, forbidden, asked, chosen, few_scores, few_ids, V, BLOCK: tl.constexpr, SMALL: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
     """Choose a token for each row of logits (R, V) as `inference.sampler.choose` does; -1 if they are not finite.
 
-    `asked` (R, 5) fp64: temperature, top-k (0: all), top-p (1: all), min-p (0: all), and a draw from [0, 1).
+    `asked` (R, 5) fp64: temperature, top-k (0: all), top-p (1: all), min-p (0: all), and a draw from [0, 1). The tokens
+    that can be chosen at all are mostly few: they are put together in `few_scores` and `few_ids`, (R, max(V, BLOCK)).
     """
     row = tl.program_id(0).to(tl.int64)
     _others_may_start(EARLY)
     wishes = asked + row * 5
-    temperature, top_k = tl.load(wishes).to(tl.float32), tl.load(wishes + 1).to(tl.float32)
+    temperature, top_k = tl.load(wishes).to(tl.float32), tl.load(wishes + 1).to(tl.int32)
     top_p, min_p = tl.load(wishes + 2).to(tl.float32), tl.load(wishes + 3).to(tl.float32)
     draw = tl.load(wishes + 4)
     _wait_for_input(EARLY)
     logits += row * V
+    lane = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     where = tl.zeros((BLOCK,), tl.int32)
     broken = tl.zeros((BLOCK,), tl.int32)
@@ -368,36 +425,61 @@ def sample(logits, forbidden, asked, chosen, V, BLOCK: tl.constexpr, EARLY: tl.c
     token = tl.where((tl.max(broken) > 0) | (tl.abs(highest) == float("inf")), -1, token)
     if (token >= 0) & (temperature > 0):
         inverse = 1.0 / temperature
-        kept = tl.full((), 0, tl.uint32)
-        if (top_k > 0) & (top_k < V):
-            kept = _bound(logits, forbidden, V, top_k, kept, highest, inverse, True, BLOCK)
-        if top_p < 1:
-            mass = tl.zeros((BLOCK,), tl.float32)
+        few_scores += row * tl.maximum(V, BLOCK)
+        few_ids += row * tl.maximum(V, BLOCK)
+        # A bound below which nothing can be chosen.
+        least = tl.full((), 1, tl.uint32)
+        whole = tl.zeros((), tl.float32)
+        if (top_k > 0) & (top_k < BLOCK):  # so many of the lanes' best are at or above the bound, and perhaps others
+            tl.store(few_scores + lane, best)
+            tl.debug_barrier()
+            least = _bound(few_scores, BLOCK, top_k, least, highest, inverse, True, SMALL)
+            tl.debug_barrier()
+        elif (top_p < 1) & ((top_k == 0) | (top_k >= V)):  # tokens that weigh less than this have less than 1 - top_p together
+            sums = tl.zeros((BLOCK,), tl.float32)
             for start in range(0, V, BLOCK):
                 ids, scores = _scores(logits, forbidden, start, V, BLOCK)
-                mass += tl.where(_ordered(scores) >= kept, tl.exp((scores - highest) * inverse), 0.0)
-            target = top_p * tl.sum(mass)
-            likely = _bound(logits, forbidden, V, target, kept, highest, inverse, False, BLOCK)
-            kept = tl.maximum(kept, likely)
-        if min_p > 0:
-            kept = tl.maximum(kept, _ordered(highest + tl.log(min_p) * temperature))
-        kept = tl.minimum(kept, _ordered(highest))  # the likeliest stays, whatever rounding says
-        sums = tl.zeros((BLOCK,), tl.float64)
+                sums += tl.exp((scores - highest) * inverse)
+            whole = tl.sum(sums)
+            least = _ordered(highest + temperature * tl.log((1 - top_p) / V * whole))
+        if (min_p > 0) & (top_p == 1):
+            least = tl.maximum(least, _ordered(highest + tl.log(min_p) * temperature))
+        least = tl.minimum(least, _ordered(highest))  # the likeliest stays, whatever rounding says
+        count = tl.zeros((), tl.int32)
         for start in range(0, V, BLOCK):
             ids, scores = _scores(logits, forbidden, start, V, BLOCK)
-            sums += tl.where(_ordered(scores) >= kept, tl.exp((scores - highest) * inverse), 0.0).to(tl.float64)
-        threshold = (1.0 - draw) * tl.sum(sums)
+            stays = ((_ordered(scores) >= least) & (scores > float("-inf"))).to(tl.int32)
+            staying = tl.sum(stays)
+            if staying > 0:
+                at = count + tl.cumsum(stays) - 1
+                tl.store(few_scores + at, scores, mask=stays > 0)
+                tl.store(few_ids + at, ids, mask=stays > 0)
+            count += staying
+        tl.debug_barrier()
+        # The bound itself.
+        if (top_k > 0) & (top_k < count):
+            least = tl.maximum(least, _bound(few_scores, count, top_k, least, highest, inverse, True, SMALL))
+        if top_p < 1:
+            target = (top_p * _mass(few_scores, count, least, highest, inverse, SMALL)).to(tl.float32)
+            target = tl.where(whole > 0, top_p * whole, target)
+            least = tl.maximum(least, _bound(few_scores, count, target, least, highest, inverse, False, SMALL))
+        if min_p > 0:
+            least = tl.maximum(least, _ordered(highest + tl.log(min_p) * temperature))
+        least = tl.minimum(least, _ordered(highest))
+        # The first token, in the order of ids, at which the weights so far reach the draw.
+        threshold = (1.0 - draw) * _mass(few_scores, count, least, highest, inverse, SMALL)
         before = tl.full((), 0.0, tl.float64)
         token = tl.full((), -1, tl.int32)  # not found yet
         last = tl.full((), -1, tl.int32)  # with some weight
-        for start in range(0, V, BLOCK):
-            ids, scores = _scores(logits, forbidden, start, V, BLOCK)
-            share = tl.where(_ordered(scores) >= kept, tl.exp((scores - highest) * inverse), 0.0).to(tl.float64)
+        for start in range(0, count, SMALL):
+            at = start + tl.arange(0, SMALL)
+            score = tl.load(few_scores + at, mask=at < count, other=float("-inf"))
+            share = tl.where(_ordered(score) >= least, tl.exp((score - highest) * inverse), 0.0).to(tl.float64)
             inside = tl.sum(share)
-            last = tl.maximum(last, tl.max(tl.where(share > 0, ids, -1)))
+            last = tl.maximum(last, tl.max(tl.where(share > 0, at, -1)))
             if (token < 0) & (before + inside >= threshold):
                 reached = before + tl.cumsum(share) >= threshold
-                token = tl.minimum(tl.min(tl.where(reached, ids, V)), last)
+                token = tl.minimum(tl.min(tl.where(reached, at, count)), last)
             before += inside
-        token = tl.where(token < 0, last, token)
+        token = tl.load(few_ids + tl.where(token < 0, last, token))
     tl.store(chosen + row, token)
