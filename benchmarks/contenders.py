@@ -6,6 +6,7 @@ one contender in a process of its own, so that no warm state leaks into the next
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -70,18 +71,15 @@ def our_engine(shape: dict[str, int], format: str, device: str = "cpu") -> Any:
 
     scheduler.MOST_DRAFTING = 0  # random weights repeat themselves, so guessing would pay here as it never does
     model = our_model(shape, device)
-    if device != "cpu":
-        model.to(DTYPES[format])
-    return Engine(model, tokenizer(shape["vocab_size"]), quantize=format if device == "cpu" else None)
+    return Engine(model, tokenizer(shape["vocab_size"]), quantize=format)
 
 
 def tokenizer(vocab_size: int) -> Any:
-    """A tokenizer of exactly `vocab_size` tokens, learnt from random words."""
-    from nanochat.tokenizer import train_tokenizer
+    """A tokenizer of exactly `vocab_size` tokens, up to 65,801: all bytes, pairs of bytes, and the control tokens."""
+    from nanochat.tokenizer import NanoChatTokenizer
 
-    letters = random.Random(0)
-    words = ("".join(letters.choices("etaoinshrdlu", k=6)) for _ in range(vocab_size))
-    return train_tokenizer([" ".join(words)], vocab_size)
+    pieces = [bytes([byte]) for byte in range(256)] + [bytes(pair) for pair in itertools.product(range(256), repeat=2)]
+    return NanoChatTokenizer.from_ranks({piece: rank for rank, piece in enumerate(pieces[: vocab_size - 9])})
 
 
 def random_prompts(count: int, length: int, vocab_size: int) -> Prompts:

@@ -1,7 +1,7 @@
 """Tokens per second of one stream and of sixteen, prefill, and how the cost of a token grows with the context.
 
     python benchmarks/decode.py                              # 8 layers x 512, vocabulary 32768, on the CPU
-    python benchmarks/decode.py --depth 20 --device cuda     # on a GPU, bf16; not tried yet for want of one
+    python benchmarks/decode.py --depth 20 --device cuda     # on a GPU
     python benchmarks/decode.py --under "taskset -c 0,1"     # each contender's process under another command
 
 Every contender runs in a process of its own. Decoding is timed from outside: the time of a call for 1 + N new tokens
@@ -40,10 +40,11 @@ from nanochat.inference.bench import memory_bandwidth
 SETTINGS = ((1, 128), (1, 512), (1, 1024), (1, 2048), (16, 128), (16, 1024))  # rows, tokens of each prompt
 FEWER = ((1, 128), (1, 1024), (16, 128))  # for all but Transformers' dynamic cache and our engine
 NEW_TOKENS = {1: 128, 16: 64}  # by rows
-SECONDS, SLOW = 4.0, 20.0
+SECONDS = {"cpu": 4.0, "cuda": 1.0}
+SLOW = 20.0
 THEIRS = tuple(f"transformers {mode} {dtype}" for mode in ("dynamic", "static") for dtype in ("fp32", "bf16"))
 OUR_GENERATE = ("nanochat generate fp32", "nanochat generate bf16")
-ON_CUDA = ("transformers static bf16", "transformers compiled bf16", "nanochat bf16")
+ON_CUDA = ("transformers dynamic bf16", "transformers compiled bf16", *OURS[1:])
 BITS = {
     "fp32": 32,
     "bf16": 16,
@@ -54,8 +55,9 @@ BITS = {
     "q4_0": 4.5,
 }  # of a weight, with scales
 PLAIN = "transformers dynamic bf16"  # what the targets are multiples of
-PEER = {"bf16": "llama.cpp bf16", "int8": "llama.cpp q8_0", "int4": "llama.cpp q4_0"}  # at the same bits
-TARGETS = {"bf16": 4.0, "int8": 6.5, "int4": 10.0}
+# at the same bits
+PEER = {"nanochat bf16": "llama.cpp bf16", "nanochat int8": "llama.cpp q8_0", "nanochat int4": "llama.cpp q4_0"}
+TARGETS = {"nanochat bf16": 4.0, "nanochat int8": 6.5, "nanochat int4": 10.0, "nanochat generate bf16": 2.0}
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def main() -> None:
     limits = {
         limit: max(result["limits"][limit] for result in results.values()) for limit in ("bandwidth", "matmul_flops")
     }
-    card = "\n".join([*table(shape, limits, results), *comparisons(shape, limits, results)])
+    card = "\n".join([*table(shape, limits, results), *comparisons(results, arguments.device)])
     if arguments.only:
         print(card)
     else:
@@ -95,14 +97,14 @@ def contend(name: str, shape: dict[str, int], device: str) -> dict[str, Any]:
     answer = contender(name, shape, device)
     settings: dict[str, Any] = {}
     for rows, length in SETTINGS if name in OURS or name.startswith("transformers dynamic") else FEWER:
-        result = measure(answer, shape["vocab_size"], rows, length)
+        result = measure(answer, shape["vocab_size"], rows, length, SECONDS[device])
         if result:
             settings[f"{rows} x {length}"] = result
     ours = {"second_turn": second_turn(name, shape, device)} if name in OURS else {}
     return {"limits": limits, "settings": settings, **ours}
 
 
-def measure(answer: Answer, vocab_size: int, rows: int, length: int) -> dict[str, Any] | None:
+def measure(answer: Answer, vocab_size: int, rows: int, length: int, least_seconds: float) -> dict[str, Any] | None:
     """Prefill and decoding of `rows` prompts of `length` tokens; None if a call takes too long."""
     new_tokens = NEW_TOKENS[rows]
 
@@ -114,8 +116,8 @@ def measure(answer: Answer, vocab_size: int, rows: int, length: int) -> dict[str
     if rows > 1 and rows * seconds_of(lambda: answer(random_prompts(1, length, vocab_size), 1)) > SLOW:
         return None
     seconds(1 + new_tokens)  # warm-up
-    least = 3 if time.perf_counter() - begun < SECONDS else 1
-    pairs = list(repeated(lambda: (seconds(1), seconds(1 + new_tokens)), SECONDS, least))
+    least = 3 if time.perf_counter() - begun < 4 else 1
+    pairs = list(repeated(lambda: (seconds(1), seconds(1 + new_tokens)), least_seconds, least))
     per_step = statistics.median((long - short) / new_tokens for short, long in pairs)
     return {
         "prefill_seconds": spread([short for short, _ in pairs]),
@@ -169,8 +171,8 @@ def table(shape: dict[str, int], limits: dict[str, float], results: dict[str, An
     return lines
 
 
-def comparisons(shape: dict[str, int], limits: dict[str, float], results: dict[str, Any]) -> list[str]:
-    """Ours against theirs, with the issue's targets."""
+def comparisons(results: dict[str, Any], device: str) -> list[str]:
+    """Ours against theirs, with the targets for a CPU."""
     if PLAIN not in results or "nanochat bf16" not in results:
         return []
 
@@ -180,24 +182,25 @@ def comparisons(shape: dict[str, int], limits: dict[str, float], results: dict[s
     def prefill(name: str) -> float:
         return 1024 / results[name]["settings"]["1 x 1024"]["prefill_seconds"]["median"]
 
-    best = max((name for name in results if name.startswith("transformers")), key=speed)
+    theirs = [name for name in results if name.startswith("transformers")]
+    best, best_prefill = max(theirs, key=speed), max(theirs, key=prefill)
     lines = [f"against {PLAIN} (and {best}, the best of theirs), 1 x 128:"]
-    for format, target in TARGETS.items():
-        name = f"nanochat {format}"
-        ratios = f"{speed(name) / speed(PLAIN):5.1f} x (target {target}), {speed(name) / speed(best):5.1f} x the best"
-        peer = PEER[format]
-        lines.append(f"  {name}: {ratios}" + (f", {speed(name) / speed(peer):.2f} x {peer}" if peer in results else ""))
-    name = "nanochat generate bf16"
-    lines.append(
-        f"  {name}: {speed(name) / speed(PLAIN):.1f} x (target 2.0), {speed(name) / speed(best):.1f} x the best"
-    )
-    best_prefill = max((name for name in results if name.startswith("transformers")), key=prefill)
-    fastest = max(OURS, key=prefill)
+    for name in results:
+        if not name.startswith("nanochat"):
+            continue
+        target = f" (target {TARGETS[name]})" if name in TARGETS and device == "cpu" else ""
+        peer = PEER.get(name, "")
+        lines.append(
+            f"  {name}: {speed(name) / speed(PLAIN):5.1f} x{target}, {speed(name) / speed(best):5.1f} x the best"
+            + (f", {speed(name) / speed(peer):.2f} x {peer}" if peer in results else "")
+        )
+    ours = [name for name in OURS if name in results]
+    fastest = max(ours, key=prefill)
     lines.append(
         f"prefill of 1024: {fastest} {prefill(fastest) / prefill(best_prefill):.2f} x {best_prefill} (target 1.2), "
         f"{prefill('nanochat bf16') / prefill(PLAIN):.1f} x for bf16 both"
     )
-    for name in OURS:
+    for name in ours:
         turn = results[name]["second_turn"]
         per_token = [1e3 / speed(name, f"1 x {length}") for length in (128, 512, 1024, 2048)]
         lines.append(

@@ -33,7 +33,7 @@ def test_share_of_bandwidth_is_bytes_read_by_the_bytes_there_are():
 
 
 def test_bandwidth_is_what_a_sum_of_a_large_tensor_reaches(monkeypatch):
-    monkeypatch.setattr(bench, "PROBE_BYTES", 2**26)
+    monkeypatch.setattr(bench, "PROBE_BYTES", {"cpu": 2**26})
     numbers = torch.zeros(2**23, dtype=torch.int64)
     ticks = iter(range(100))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(ticks) / 4)
@@ -41,7 +41,7 @@ def test_bandwidth_is_what_a_sum_of_a_large_tensor_reaches(monkeypatch):
 
 
 def test_last_line_is_json(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(bench, "PROBE_BYTES", {"cpu": 2**20})
     monkeypatch.setattr(bench.speeds, "__defaults__", (0.0,))
     bench.bench(Engine(random_model(), TOKENIZER), None)
     *card, last = capsys.readouterr().out.splitlines()

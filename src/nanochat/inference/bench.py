@@ -21,7 +21,7 @@ from nanochat.native.packing import BITS, GROUP
 
 ROWS = (1, 16)
 PROMPT_TOKENS = NEW_TOKENS = 128  # less where the context is short
-PROBE_BYTES = 2**29  # far more than any cache holds
+PROBE_BYTES = {"cpu": 2**29, "cuda": 2**32}  # far more than any cache holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def speeds(engine: Engine, quantize: str | None, bandwidth: float, seconds: floa
 
 def memory_bandwidth(device: str = "cpu") -> float:
     """Bytes per second at which a tensor far larger than the caches can be read: the best of several sums."""
-    numbers = torch.zeros(PROBE_BYTES // 8, dtype=torch.int64, device=device)
+    numbers = torch.zeros(PROBE_BYTES.get(device, PROBE_BYTES["cpu"]) // 8, dtype=torch.int64, device=device)
     seconds = []
     for _ in range(12):
         begun = time.perf_counter()

@@ -18,11 +18,12 @@ from nanochat.native.packing import BITS, GROUP, rounded
 MOST_ROWS = 64  # sequences with one new token each in a step
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # there is a graph for each of these numbers of rows
 MOST_KEPT = 256  # tokens of prompts in a step whose logits can be asked for
-PROGRAMS = {1: 512}  # by rows: about so many attend in a layer
+PROGRAMS = {1: 128}  # by rows: about so many attend in a layer
 MORE_PROGRAMS = 640
+ATTEND = {1: (128, 8)}  # by rows: positions read at once, warps of a program
+MORE_ATTEND = (64, 4)
 MOST_SPLITS = 8  # programs that share a sum of products
 SAMPLE_BLOCK = 4096
-FETCHES = {"qkv": (1, 1), "attend": (2, 1), "out": (0, 0), "hidden": (3, 1), "stream": (4, 1)}
 GREEDY = (0.0, 0.0, 1.0, 0.0, 0.0)  # temperature, top-k, top-p, min-p and draw, as `kernels.sample` wants them
 
 
@@ -85,10 +86,9 @@ class CudaDecoder:
     ) -> None:
         self.shape, self.format, self.pages, self.device = shape, format, pages, embedding.device
         self.dtype = torch.float32 if format == "fp32" else torch.bfloat16
-        self._flat, weights = _side_by_side([Matrix.of(matrix, format) for matrix in matrices])
+        weights = [Matrix.of(matrix, format) for matrix in matrices]
         self._layers = [weights[n : n + 4] for n in range(0, len(weights) - 1, 4)]
         self._head = weights[-1]
-        self._starts = list(itertools.accumulate((matrix.numbers.nbytes for matrix in weights), initial=0))
         self._embedding = embedding.detach().contiguous()
         angles = torch.arange(positions, device=self.device)[:, None] * frequencies.to(self.device)
         self._cosines, self._sines = angles.cos() * shape.angle_scale, angles.sin() * shape.angle_scale
@@ -109,7 +109,7 @@ class CudaDecoder:
         def new(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=self.device)
 
-        self._stream = new(MOST_ROWS, C)
+        self._stream, self._copy = new(MOST_ROWS, C), new(MOST_ROWS, C, dtype=self.dtype)
         self._qkv = new(MOST_ROWS, (H + 2 * shape.kv_heads) * D, dtype=self.dtype)
         self._attended = new(MOST_ROWS, H * D, dtype=self.dtype)
         self._hidden = new(MOST_ROWS, shape.mlp_size, dtype=self.dtype)
@@ -208,23 +208,21 @@ class CudaDecoder:
     def _run_rows(self, R: int) -> None:
         shape = self.shape
         H, K, D = shape.heads, shape.kv_heads, shape.head_dim
-        stream, qkv, attended, hidden = self._stream, self._qkv, self._attended, self._hidden
+        stream, copy, qkv, attended, hidden = self._stream, self._copy, self._qkv, self._attended, self._hidden
         early = R == 1 and self._early
-        splits, block, warps = self._splits(R), *((128, 8) if R == 1 else (64, 4))
-        self._embed(self._tokens, stream[:R])
+        splits, (block, warps) = self._splits(R), ATTEND.get(R, MORE_ATTEND)
+        self._embed(self._tokens, stream[:R], copy)
         for layer, (to_qkv, to_out, to_hidden, from_hidden) in enumerate(self._layers):
-            self._project(stream, to_qkv, qkv, R, norm=True, later="qkv", layer=layer)
-            later, lines, each = self._later(layer, "attend", H * splits if early else 0)
+            self._project(copy, to_qkv, qkv, R, norm=True)
             kernels.attend[R, H, splits](
                 qkv, self._keys[layer], self._values[layer], self._tables, self._lengths, self._cosines, self._sines,
-                attended, self._parts, self._maxima, self._weights, self._arrivals, later, lines, self._width,
-                shape.eps, D**-0.5, H=H, K=K, D=D, SPLITS=splits, BLOCK=block, LINES=each, num_warps=warps,
-                **_early(early),
+                attended, self._parts, self._maxima, self._weights, self._arrivals, self._width, shape.eps, D**-0.5,
+                H=H, K=K, D=D, SPLITS=splits, BLOCK=block, num_warps=warps, **_early(early),
             )  # fmt: skip
-            self._project(attended, to_out, stream, R, mode=kernels.ADD, later="out", layer=layer)
-            self._project(stream, to_hidden, hidden, R, norm=True, mode=kernels.SQUARE, later="hidden", layer=layer)
-            self._project(hidden, from_hidden, stream, R, mode=kernels.ADD, later="stream", layer=layer)
-        self._project(stream, self._head, self.logits, R, norm=True, mode=kernels.CAP)
+            self._project(attended, to_out, stream, R, mode=kernels.ADD)
+            self._project(copy, to_hidden, hidden, R, norm=True, mode=kernels.SQUARE)
+            self._project(hidden, from_hidden, stream, R, mode=kernels.ADD)
+        self._project(copy, self._head, self.logits, R, norm=True, mode=kernels.CAP)
         self._sample(0, R, early)
 
     def _splits(self, rows: int) -> int:
@@ -232,20 +230,11 @@ class CudaDecoder:
         programs = PROGRAMS.get(rows, MORE_PROGRAMS) if self._on_gpu else 8  # the interpreter runs one after the other
         return 1 << max(0, (programs // (rows * self.shape.heads)).bit_length() - 1)
 
-    def _later(self, layer: int, name: str, programs: int) -> tuple[Tensor, int, int]:
-        """Weights for a kernel to fetch that somebody needs later; how many lines, and how many for each program."""
-        first, count = FETCHES[name]
-        first += 4 * layer
-        last = min(first + count, 4 * self.shape.layers)  # the head is too large for the cache
-        lines = max(0, self._starts[last] - self._starts[first]) // kernels.LINE.value if first < last else 0
-        each = 1 << (-(-lines // programs) - 1).bit_length() if lines and programs else 0
-        return self._flat[self._starts[min(first, last)] :], lines, each
-
-    def _embed(self, tokens: Tensor, out: Tensor) -> None:
+    def _embed(self, tokens: Tensor, out: Tensor, copy: Tensor) -> None:
         C = self.shape.hidden_size
         block = 1 << (C - 1).bit_length()
         kernels.embed[(len(out),)](
-            tokens, self.chosen, self._embedding, out, self.shape.eps, C=C, BLOCK=block, EARLY=False, num_warps=4
+            tokens, self.chosen, self._embedding, out, copy, self.shape.eps, C=C, BLOCK=block, num_warps=4
         )
 
     def _project(
@@ -256,8 +245,6 @@ class CudaDecoder:
         rows: int,
         norm: bool = False,
         mode: Any = kernels.STORE,
-        layer: int = 0,
-        later: str = "out",
     ) -> None:
         """out[:rows] = what `mode` makes of norm(x[:rows]) @ matrix.T"""
         K, N, eps, cap = matrix.inputs, matrix.outputs, self.shape.eps, self.shape.softcap or 0.0
@@ -267,9 +254,8 @@ class CudaDecoder:
         if rows == 1:
             options = one_row_blocks(N, K, matrix.bits) | options
             programs = -(-N // options["BLOCK_N"])
-            weights, lines, options["LINES"] = self._later(layer, later, programs if self._early else 0)
             kernels.project_one[(programs,)](
-                x, matrix.numbers, matrix.scales, out, weights, lines, N, eps, cap, **options, **_early(self._early)
+                x, matrix.numbers, matrix.scales, out, self._copy, N, eps, cap, **options, **_early(self._early)
             )
         else:
             options = rows_blocks(N, K, matrix.bits, mode) | options
@@ -277,8 +263,8 @@ class CudaDecoder:
             options["TYPE"] = tl.bfloat16 if self._on_gpu and self.dtype == torch.bfloat16 else tl.float32
             options["BLOCK_R"] = max(16, 1 << (rows - 1).bit_length())
             kernels.project[-(-N // options["BLOCK_N"]), options["SPLITS"]](
-                x, matrix.numbers, matrix.scales, out, self._product_parts, self._product_arrivals, rows, N, eps, cap,
-                **options,
+                x, matrix.numbers, matrix.scales, out, self._copy, self._product_parts, self._product_arrivals, rows, N,
+                eps, cap, **options,
             )  # fmt: skip
 
     def _sample(self, first: int, rows: int, early: bool = False) -> None:
@@ -310,7 +296,7 @@ class CudaDecoder:
             for (start, end), length, pages in zip(spans, lengths, tables)
         ]
         stream = torch.empty(N, shape.hidden_size, device=self.device)
-        self._embed(ids, stream)
+        self._embed(ids, stream, torch.empty_like(stream))
         for layer, (to_qkv, to_out, to_hidden, from_hidden) in enumerate(self._layers):
             qkv = self._normed(stream) @ to_qkv.dense().T
             kernels.keep[N, H + 2 * K](
@@ -335,7 +321,7 @@ class CudaDecoder:
             stream += (self._normed(stream) @ to_hidden.dense().T).relu_().square_() @ from_hidden.dense().T
         last = stream[kept]
         for start in range(0, len(rows), MOST_ROWS):
-            part = last[start : start + MOST_ROWS]
+            part = last[start : start + MOST_ROWS].to(self.dtype)
             out = self.logits[MOST_ROWS + start :]
             self._project(part, self._head, out, len(part), norm=True, mode=kernels.CAP)
 
@@ -348,31 +334,22 @@ class CudaDecoder:
         return list(together.to(self.device, non_blocking=True))
 
 
-def _side_by_side(matrices: Sequence[Matrix]) -> tuple[Tensor, list[Matrix]]:
-    """All numbers in one piece of memory, as bytes, and the same matrices as parts of it."""
-    flat = torch.cat([matrix.numbers.flatten() for matrix in matrices])
-    pieces = flat.split([matrix.numbers.numel() for matrix in matrices])
-    together = []
-    for matrix, piece in zip(matrices, pieces):
-        numbers = piece.view(matrix.numbers.shape)
-        scales = numbers if matrix.bits == 16 else matrix.scales
-        together.append(dataclasses.replace(matrix, numbers=numbers, scales=scales))
-    return flat.view(torch.uint8), together
-
-
 def _early(early: bool) -> dict[str, Any]:
     """Options of a kernel that starts before the one before it is done."""
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 def one_row_blocks(N: int, K: int, bits: int) -> dict[str, int]:
-    """Tiles of `project_one`: a program's weights fit in registers, and there are several programs a multiprocessor."""
-    block_k = min(2048, 1 << (K - 1).bit_length())
-    return {"BLOCK_N": 2 if N <= 2048 and K <= 2048 else 4, "BLOCK_K": block_k, "num_warps": 2 if K <= 2048 else 4}
+    """Tiles of `project_one`, all of whose weights are in registers at once: about 40 KB a program."""
+    block_k = min(1024, K & -K)  # a power of two that leaves no rest
+    if K // block_k > 8:
+        block_k = 1 << (K - 1).bit_length()
+    block_n = 4 if N <= 2048 else 8
+    return {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4}
 
 
 def rows_blocks(N: int, K: int, bits: int, mode: Any) -> dict[str, int]:
     """Tiles of `project`."""
-    splits = 2 if mode == kernels.ADD else 1
+    splits = 4 if mode == kernels.ADD else 1
     block_k = min(128, 1 << (K - 1).bit_length())
-    return {"BLOCK_N": 16 if splits > 1 else 64, "BLOCK_K": block_k, "SPLITS": splits, "num_warps": 4, "num_stages": 4}
+    return {"BLOCK_N": 32 if N <= 4096 else 64, "BLOCK_K": block_k, "SPLITS": splits, "num_warps": 4, "num_stages": 4}

@@ -2,8 +2,8 @@
 
 At one token a step does next to no arithmetic: what counts is that the memory never waits. So norms, rotations, squares
 and sums are done by the kernel that reads or writes the numbers anyway. For a single row (`EARLY`), a kernel starts while
-the one before it still runs (programmatic dependent launch, from Hopper on): its first weights are on their way when its
-input is ready, and meanwhile it has the weights of a later kernel brought into the cache.
+the one before it still runs (programmatic dependent launch, from Hopper on): its weights are on their way when its input is
+ready.
 
 Shapes: R rows (sequences, one new token each), C hidden size, H query and K key/value heads of size D, V vocabulary.
 """
@@ -14,7 +14,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PAGE: tl.constexpr = tl.constexpr(16)
 GROUP: tl.constexpr = tl.constexpr(32)  # weights that share a scale
-LINE: tl.constexpr = tl.constexpr(128)  # bytes that come into the cache together
 STORE: tl.constexpr = tl.constexpr(0)  # what `project` does with its products
 ADD: tl.constexpr = tl.constexpr(1)
 SQUARE: tl.constexpr = tl.constexpr(2)
@@ -35,20 +34,12 @@ def _wait_for_input(EARLY: tl.constexpr):
 
 
 @triton.jit
-def _fetch(weights, lines, program, LINES: tl.constexpr):
-    """Bring `lines` of weights that are needed later into the cache, LINES of them by each program, and go on."""
-    if LINES > 0:
-        line = tl.minimum(program * LINES + tl.arange(0, LINES), lines - 1).to(tl.int64)
-        line = weights.to(tl.pointer_type(tl.int8)) + line * LINE
-        asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
-        tl.inline_asm_elementwise(asm, "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1)
+def embed(tokens, chosen, embedding, stream, copy, eps, C: tl.constexpr, BLOCK: tl.constexpr):
+    """The normed embedding of each row's token, (R, C) fp32, and a copy as the products want it.
 
-
-@triton.jit
-def embed(tokens, chosen, embedding, stream, eps, C: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    """The normed embedding of each row's token, (R, C) fp32. A token of -1 - p is the one chosen at place p."""
+    A token of -1 - p is the one chosen at place p.
+    """
     row = tl.program_id(0)
-    _others_may_start(EARLY)
     token = tl.load(tokens + row)
     token = tl.where(token < 0, tl.load(chosen + tl.maximum(-1 - token, 0)), token)
     token = tl.maximum(token, 0).to(tl.int64)  # a choice that failed is noticed later
@@ -56,6 +47,7 @@ def embed(tokens, chosen, embedding, stream, eps, C: tl.constexpr, BLOCK: tl.con
     x = tl.load(embedding + token * C + c, mask=c < C, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x) / C + eps)
     tl.store(stream + row * C + c, x, mask=c < C)
+    tl.store(copy + row * C + c, x, mask=c < C)
 
 
 @triton.jit
@@ -100,10 +92,11 @@ def _high(tile):
 
 
 @triton.jit
-def _finish(y, out, at, inside, cap, MODE: tl.constexpr):
+def _finish(y, out, copy, at, inside, cap, MODE: tl.constexpr):
     """What becomes of the products `y`."""
     if MODE == ADD:
         y += tl.load(out + at, mask=inside, other=0.0)
+        tl.store(copy + at, y, mask=inside)
     if MODE == SQUARE:
         y = tl.maximum(y, 0.0)
         y = y * y
@@ -115,24 +108,25 @@ def _finish(y, out, at, inside, cap, MODE: tl.constexpr):
 
 @triton.jit
 def project_one(
-    x, weights, scales, out, later, lines, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr,
-    MODE: tl.constexpr, LINES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    x, weights, scales, out, copy, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr,
+    MODE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out (N) = weights (N, K) @ norm(x (K)) for a single row, finished by MODE; `later` weights are fetched."""
+    """out (N) = weights (N, K) @ norm(x (K)) for a single row, finished by MODE."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _others_may_start(EARLY)
-    tile, scale = _load_weights(weights, scales, n, 0, N, K, BITS, BLOCK_N, BLOCK_K)
-    _fetch(later, lines, tl.program_id(0), LINES)
+    tiles = ()
+    for start in tl.static_range(0, K, BLOCK_K):
+        tiles += (_load_weights(weights, scales, n, start, N, K, BITS, BLOCK_N, BLOCK_K),)
     _wait_for_input(EARLY)
     total = tl.zeros((BLOCK_N,), tl.float32)
     if BITS == 16:
         sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        if start > 0:
-            tile, scale = _load_weights(weights, scales, n, start, N, K, BITS, BLOCK_N, BLOCK_K)
-        k = start + tl.arange(0, BLOCK_K)
-        values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+    for part in tl.static_range(0, (K + BLOCK_K - 1) // BLOCK_K):
+        tile, scale = tiles[part]
+        k = part * BLOCK_K + tl.arange(0, BLOCK_K)
+        if (BITS != 4) | NORM:
+            values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
         if NORM:
             squares += values * values
         if BITS == 16:
@@ -142,7 +136,7 @@ def project_one(
             groups = tl.sum(tl.reshape(products, (BLOCK_N, BLOCK_K // GROUP, GROUP)), axis=2)
             total += tl.sum(groups * scale.to(tl.float32), axis=1)
         else:
-            half = start + _half_index(BLOCK_K)
+            half = part * BLOCK_K + _half_index(BLOCK_K)
             first = tl.load(x + half, mask=half < K, other=0.0).to(tl.float32)
             second = tl.load(x + half + GROUP // 2, mask=half + GROUP // 2 < K, other=0.0).to(tl.float32)
             products = _low(tile) * first[None, :] + _high(tile) * second[None, :]
@@ -152,12 +146,12 @@ def project_one(
         total = tl.sum(sums, axis=1)
     if NORM:
         total *= tl.rsqrt(tl.sum(squares) / K + eps)
-    _finish(total, out, n, n < N, cap, MODE)
+    _finish(total, out, copy, n, n < N, cap, MODE)
 
 
 @triton.jit
 def project(
-    x, weights, scales, out, parts, arrivals, rows, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr,
+    x, weights, scales, out, copy, parts, arrivals, rows, N, eps, cap, K: tl.constexpr, BITS: tl.constexpr,
     NORM: tl.constexpr, MODE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -180,7 +174,8 @@ def project(
             first = tl.load(at, mask=row & (half < K), other=0.0)
             second = tl.load(at + GROUP // 2, mask=row & (half + GROUP // 2 < K), other=0.0)
             if NORM:
-                squares += tl.sum(first * first + second * second, axis=1)
+                both = tl.join(first, second).to(tl.float32)
+                squares += tl.sum(tl.sum(both * both, axis=2), axis=1)
             by = tl.broadcast_to(scale[:, :, None], (BLOCK_N, BLOCK_K // GROUP, GROUP // 2))
             by = tl.reshape(by, (BLOCK_N, BLOCK_K // 2)).to(tl.float32)
             total = tl.dot(first.to(TYPE), tl.trans((_low(tile) * by).to(TYPE)), total)
@@ -188,8 +183,8 @@ def project(
         else:
             k = (start + tl.arange(0, BLOCK_K))[None, :]
             values = tl.load(x + r[:, None] * K + k, mask=row & (k < K), other=0.0)
-            if NORM:  # of the residual stream, in fp32
-                squares += tl.sum(values * values, axis=1)
+            if NORM:
+                squares += tl.sum(values.to(tl.float32) * values.to(tl.float32), axis=1)
             if BITS == 8:
                 by = tl.broadcast_to(scale[:, :, None], (BLOCK_N, BLOCK_K // GROUP, GROUP))
                 by = tl.reshape(by, (BLOCK_N, BLOCK_K)).to(tl.float32)
@@ -200,7 +195,7 @@ def project(
     at = r[:, None] * N + n[None, :]
     inside = row & (n < N)[None, :]
     if SPLITS == 1:
-        _finish(total, out, at, inside, cap, MODE)
+        _finish(total, out, copy, at, inside, cap, MODE)
     else:
         piece = r[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         first = parts + block * SPLITS * BLOCK_R * BLOCK_N
@@ -210,7 +205,7 @@ def project(
             whole = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
             for s in tl.static_range(SPLITS):  # in the same order each time
                 whole += tl.load(first + s * BLOCK_R * BLOCK_N + piece, cache_modifier=".cg")
-            _finish(whole, out, at, inside, cap, MODE)
+            _finish(whole, out, copy, at, inside, cap, MODE)
             tl.store(arrivals + block, 0)
 
 
@@ -239,14 +234,13 @@ def _load_cache(keys, values, table, start, end, kv, K: tl.constexpr, D: tl.cons
 
 @triton.jit
 def attend(
-    qkv, keys, values, tables, lengths, cosines, sines, out, parts, maxima, weights, arrivals, later, lines, width, eps,
-    scale, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
-    LINES: tl.constexpr, EARLY: tl.constexpr,
+    qkv, keys, values, tables, lengths, cosines, sines, out, parts, maxima, weights, arrivals, width, eps, scale,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attention of one query head of one row: out (R, H, D). The new token's key and value are kept in its page.
 
     Keys and values lie in (pages, K, 16, D). Up to SPLITS programs share a long sequence; the last of them to arrive puts
-    their parts together. `later` weights are fetched.
+    their parts together.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _others_may_start(EARLY)
@@ -262,7 +256,6 @@ def attend(
     old1, old2, old = _load_cache(keys, values, table, begin, end, kv, K, D, BLOCK)  # don't depend on the input
     cos, sin = tl.load(cosines + position * (D // 2) + i), tl.load(sines + position * (D // 2) + i)
     new_page = tl.load(table + position // PAGE).to(tl.int64)
-    _fetch(later, lines, head * SPLITS + split, LINES)
     _wait_for_input(EARLY)
     if split < used:
         base = qkv + row * (H + 2 * K) * D
@@ -286,7 +279,6 @@ def attend(
         result = tl.where(last, v.to(tl.float32), 0.0)
         # The tokens before it.
         for start in range(begin, end, BLOCK):
-            next1, next2, following = _load_cache(keys, values, table, start + BLOCK, end, kv, K, D, BLOCK)
             scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], axis=1)
             scores = tl.where(start + tl.arange(0, BLOCK) < end, scores, float("-inf"))
             higher = tl.maximum(most, tl.max(scores))
@@ -294,7 +286,7 @@ def attend(
             result = result * shrink + tl.sum(shares[:, None] * old.to(tl.float32), axis=0)
             total = total * shrink + tl.sum(shares)
             most = higher
-            old1, old2, old = next1, next2, following
+            old1, old2, old = _load_cache(keys, values, table, start + BLOCK, end, kv, K, D, BLOCK)
         if used == 1:
             tl.store(out + (row * H + head) * D + d, result / total)
         else:
