@@ -96,12 +96,19 @@ def contend(name: str, shape: dict[str, int], device: str) -> dict[str, Any]:
     limits = {"bandwidth": memory_bandwidth(device), "matmul_flops": peak_matmul(dtype)}
     answer = contender(name, shape, device)
     settings: dict[str, Any] = {}
-    for rows, length in SETTINGS if name in OURS or name.startswith("transformers dynamic") else FEWER:
+    for rows, length in settings_of(name, device):
         result = measure(answer, shape["vocab_size"], rows, length, SECONDS[device])
         if result:
             settings[f"{rows} x {length}"] = result
     ours = {"second_turn": second_turn(name, shape, device)} if name in OURS else {}
     return {"limits": limits, "settings": settings, **ours}
+
+
+def settings_of(name: str, device: str) -> tuple[tuple[int, int], ...]:
+    """Rows and prompt lengths for a contender."""
+    if name in OURS or (device == "cpu" and name.startswith("transformers dynamic")):
+        return SETTINGS
+    return FEWER[:2] if "compiled" in name else FEWER  # it compiles for minutes for each size of batch
 
 
 def measure(answer: Answer, vocab_size: int, rows: int, length: int, least_seconds: float) -> dict[str, Any] | None:

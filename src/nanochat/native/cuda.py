@@ -20,8 +20,8 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # there is a graph for each of these numbers
 MOST_KEPT = 256  # tokens of prompts in a step whose logits can be asked for
 PROGRAMS = {1: 128}  # by rows: about so many attend in a layer
 MORE_PROGRAMS = 640
-ATTEND = {1: (128, 8)}  # by rows: positions read at once, warps of a program
-MORE_ATTEND = (64, 4)
+ATTEND = {1: (128, 128, 8)}  # by rows: positions read at once, the fewest of a program, its warps
+MORE_ATTEND = (32, 256, 4)
 MOST_SPLITS = 8  # programs that share a sum of products
 SAMPLE_BLOCK = 4096
 GREEDY = (0.0, 0.0, 1.0, 0.0, 0.0)  # temperature, top-k, top-p, min-p and draw, as `kernels.sample` wants them
@@ -210,14 +210,14 @@ class CudaDecoder:
         H, K, D = shape.heads, shape.kv_heads, shape.head_dim
         stream, copy, qkv, attended, hidden = self._stream, self._copy, self._qkv, self._attended, self._hidden
         early = R == 1 and self._early
-        splits, (block, warps) = self._splits(R), ATTEND.get(R, MORE_ATTEND)
+        splits, (block, least, warps) = self._splits(R), ATTEND.get(R, MORE_ATTEND)
         self._embed(self._tokens, stream[:R], copy)
         for layer, (to_qkv, to_out, to_hidden, from_hidden) in enumerate(self._layers):
             self._project(copy, to_qkv, qkv, R, norm=True)
             kernels.attend[R, H, splits](
                 qkv, self._keys[layer], self._values[layer], self._tables, self._lengths, self._cosines, self._sines,
                 attended, self._parts, self._maxima, self._weights, self._arrivals, self._width, shape.eps, D**-0.5,
-                H=H, K=K, D=D, SPLITS=splits, BLOCK=block, num_warps=warps, **_early(early),
+                H=H, K=K, D=D, SPLITS=splits, BLOCK=block, LEAST=least if self._on_gpu else block, num_warps=warps, **_early(early),
             )  # fmt: skip
             self._project(attended, to_out, stream, R, mode=kernels.ADD)
             self._project(copy, to_hidden, hidden, R, norm=True, mode=kernels.SQUARE)
@@ -340,12 +340,11 @@ def _early(early: bool) -> dict[str, Any]:
 
 
 def one_row_blocks(N: int, K: int, bits: int) -> dict[str, int]:
-    """Tiles of `project_one`, all of whose weights are in registers at once: about 40 KB a program."""
-    block_k = min(1024, K & -K)  # a power of two that leaves no rest
-    if K // block_k > 8:
+    """Tiles of `project_one`, all of whose weights are in registers at once: at most about 40 KB a program."""
+    block_k = min(256, K & -K)  # a power of two that leaves no rest
+    if K // block_k > 32:
         block_k = 1 << (K - 1).bit_length()
-    block_n = 4 if N <= 2048 else 8
-    return {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4}
+    return {"BLOCK_N": 4 if N <= 2048 else 8, "BLOCK_K": block_k, "num_warps": 4}
 
 
 def rows_blocks(N: int, K: int, bits: int, mode: Any) -> dict[str, int]:

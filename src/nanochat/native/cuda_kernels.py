@@ -92,10 +92,10 @@ def _high(tile):
 
 
 @triton.jit
-def _finish(y, out, copy, at, inside, cap, MODE: tl.constexpr):
-    """What becomes of the products `y`."""
+def _finish(y, old, out, copy, at, inside, cap, MODE: tl.constexpr):
+    """What becomes of the products `y`; `old` is what was in `out`."""
     if MODE == ADD:
-        y += tl.load(out + at, mask=inside, other=0.0)
+        y += old
         tl.store(copy + at, y, mask=inside)
     if MODE == SQUARE:
         y = tl.maximum(y, 0.0)
@@ -118,35 +118,39 @@ def project_one(
     for start in tl.static_range(0, K, BLOCK_K):
         tiles += (_load_weights(weights, scales, n, start, N, K, BITS, BLOCK_N, BLOCK_K),)
     _wait_for_input(EARLY)
-    total = tl.zeros((BLOCK_N,), tl.float32)
+    # The input is read as often as there are outputs, in tiles like those of the weights: so every thread has what it
+    # needs, and none waits for another before the sums.
+    zeros = tl.zeros((BLOCK_N, 1), tl.int32)
+    old = tl.load(out + n, mask=n < N, other=0.0) if MODE == ADD else 0.0
     if BITS == 16:
         sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    squares = tl.zeros((BLOCK_K,), tl.float32)
+    else:
+        sums = tl.zeros((BLOCK_N, BLOCK_K // GROUP), tl.float32)
+    squared = tl.zeros((BLOCK_N, BLOCK_K // 2 if BITS == 4 else BLOCK_K), tl.float32)
     for part in tl.static_range(0, (K + BLOCK_K - 1) // BLOCK_K):
         tile, scale = tiles[part]
-        k = part * BLOCK_K + tl.arange(0, BLOCK_K)
-        if (BITS != 4) | NORM:
-            values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += values * values
-        if BITS == 16:
-            sums += tile.to(tl.float32) * values[None, :]
-        elif BITS == 8:
-            products = tile.to(tl.float32) * values[None, :]
-            groups = tl.sum(tl.reshape(products, (BLOCK_N, BLOCK_K // GROUP, GROUP)), axis=2)
-            total += tl.sum(groups * scale.to(tl.float32), axis=1)
+        if BITS == 4:
+            k = zeros + part * BLOCK_K + _half_index(BLOCK_K)[None, :]
+            first = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+            second = tl.load(x + k + GROUP // 2, mask=k + GROUP // 2 < K, other=0.0).to(tl.float32)
+            products = _low(tile) * first + _high(tile) * second
+            if NORM:
+                squared += first * first + second * second
         else:
-            half = part * BLOCK_K + _half_index(BLOCK_K)
-            first = tl.load(x + half, mask=half < K, other=0.0).to(tl.float32)
-            second = tl.load(x + half + GROUP // 2, mask=half + GROUP // 2 < K, other=0.0).to(tl.float32)
-            products = _low(tile) * first[None, :] + _high(tile) * second[None, :]
-            groups = tl.sum(tl.reshape(products, (BLOCK_N, BLOCK_K // GROUP, GROUP // 2)), axis=2)
-            total += tl.sum(groups * scale.to(tl.float32), axis=1)
-    if BITS == 16:
-        total = tl.sum(sums, axis=1)
+            k = zeros + part * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+            values = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+            products = tile.to(tl.float32) * values
+            if NORM:
+                squared += values * values
+        if BITS == 16:
+            sums += products
+        else:
+            groups = tl.reshape(products, (BLOCK_N, BLOCK_K // GROUP, GROUP * BITS // 8))
+            sums += tl.sum(groups, axis=2) * scale.to(tl.float32)
+    total = tl.sum(sums, axis=1)
     if NORM:
-        total *= tl.rsqrt(tl.sum(squares) / K + eps)
-    _finish(total, out, copy, n, n < N, cap, MODE)
+        total *= tl.rsqrt(tl.sum(squared, axis=1) / K + eps)
+    _finish(total, old, out, copy, n, n < N, cap, MODE)
 
 
 @triton.jit
@@ -163,7 +167,8 @@ def project(
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     r = tl.arange(0, BLOCK_R)
     total = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
-    squares = tl.zeros((BLOCK_R,), tl.float32)
+    HALF: tl.constexpr = BLOCK_K // 2 if BITS == 4 else BLOCK_K
+    squares = tl.zeros((BLOCK_R, HALF), tl.float32)
     row = (r < rows)[:, None]
     SPAN: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
     for start in range(split * SPAN, tl.minimum(K, split * SPAN + SPAN), BLOCK_K):
@@ -174,8 +179,7 @@ def project(
             first = tl.load(at, mask=row & (half < K), other=0.0)
             second = tl.load(at + GROUP // 2, mask=row & (half + GROUP // 2 < K), other=0.0)
             if NORM:
-                both = tl.join(first, second).to(tl.float32)
-                squares += tl.sum(tl.sum(both * both, axis=2), axis=1)
+                squares += first.to(tl.float32) * first.to(tl.float32) + second.to(tl.float32) * second.to(tl.float32)
             by = tl.broadcast_to(scale[:, :, None], (BLOCK_N, BLOCK_K // GROUP, GROUP // 2))
             by = tl.reshape(by, (BLOCK_N, BLOCK_K // 2)).to(tl.float32)
             total = tl.dot(first.to(TYPE), tl.trans((_low(tile) * by).to(TYPE)), total)
@@ -184,18 +188,19 @@ def project(
             k = (start + tl.arange(0, BLOCK_K))[None, :]
             values = tl.load(x + r[:, None] * K + k, mask=row & (k < K), other=0.0)
             if NORM:
-                squares += tl.sum(values.to(tl.float32) * values.to(tl.float32), axis=1)
+                squares += values.to(tl.float32) * values.to(tl.float32)
             if BITS == 8:
                 by = tl.broadcast_to(scale[:, :, None], (BLOCK_N, BLOCK_K // GROUP, GROUP))
                 by = tl.reshape(by, (BLOCK_N, BLOCK_K)).to(tl.float32)
                 tile = tile.to(tl.float32) * by
             total = tl.dot(values.to(TYPE), tl.trans(tile.to(TYPE)), total, input_precision="ieee")
     if NORM:
-        total *= tl.rsqrt(squares / K + eps)[:, None]
+        total *= tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
     at = r[:, None] * N + n[None, :]
     inside = row & (n < N)[None, :]
     if SPLITS == 1:
-        _finish(total, out, copy, at, inside, cap, MODE)
+        old = tl.load(out + at, mask=inside, other=0.0) if MODE == ADD else 0.0
+        _finish(total, old, out, copy, at, inside, cap, MODE)
     else:
         piece = r[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         first = parts + block * SPLITS * BLOCK_R * BLOCK_N
@@ -205,7 +210,8 @@ def project(
             whole = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
             for s in tl.static_range(SPLITS):  # in the same order each time
                 whole += tl.load(first + s * BLOCK_R * BLOCK_N + piece, cache_modifier=".cg")
-            _finish(whole, out, copy, at, inside, cap, MODE)
+            old = tl.load(out + at, mask=inside, other=0.0) if MODE == ADD else 0.0
+            _finish(whole, old, out, copy, at, inside, cap, MODE)
             tl.store(arrivals + block, 0)
 
 
@@ -235,19 +241,20 @@ def _load_cache(keys, values, table, start, end, kv, K: tl.constexpr, D: tl.cons
 @triton.jit
 def attend(
     qkv, keys, values, tables, lengths, cosines, sines, out, parts, maxima, weights, arrivals, width, eps, scale,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    LEAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attention of one query head of one row: out (R, H, D). The new token's key and value are kept in its page.
 
-    Keys and values lie in (pages, K, 16, D). Up to SPLITS programs share a long sequence; the last of them to arrive puts
-    their parts together.
+    Keys and values lie in (pages, K, 16, D). Up to SPLITS programs share a sequence, with LEAST positions or more each; the
+    last of them to arrive puts their parts together.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _others_may_start(EARLY)
     kv = head // (H // K)
     length = tl.load(lengths + row)
     position = length - 1
-    span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
+    span = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK, LEAST)
     used = tl.cdiv(length, span)
     table = tables + row * width
     begin = split * span

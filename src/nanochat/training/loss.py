@@ -1,7 +1,6 @@
 """The training loss: soft-capped cross-entropy in fp32, in chunks, so that full logits never exist."""
 
-import functools
-from collections.abc import Callable
+import importlib.util
 from typing import Any
 
 import torch
@@ -67,8 +66,10 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
     """Summed loss of raw logits (N, V), which become its gradient with regard to them; all but them in fp32."""
-    if logits.is_cuda:
-        return _compiled()(logits, targets, cap)
+    if logits.is_cuda and importlib.util.find_spec("triton"):
+        from nanochat.native.cuda_loss import softcap_cross_entropy_
+
+        return softcap_cross_entropy_(logits, targets, cap)
     run = kernels() if logits.device.type == "cpu" and logits.dtype != torch.float64 else None
     if run is None or cap is None or cap > MOST_CAP:
         return plain_cross_entropy_(logits, targets, cap)
@@ -78,7 +79,7 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tenso
 
 
 def plain_cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    """The same in PyTorch's operators: what `torch.compile` makes a GPU's kernel of, and the twin of ours in C.
+    """The same in PyTorch's operators, the twin of the kernels in C and Triton.
 
     Rows whose target is -100 count for nothing.
     """
@@ -95,11 +96,6 @@ def plain_cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> 
     gradient = gradient * trained[:, None]
     logits.copy_(gradient if slope is None else gradient * slope)
     return loss
-
-
-@functools.cache
-def _compiled() -> Callable[[Tensor, Tensor, float | None], Tensor]:
-    return torch.compile(plain_cross_entropy_, dynamic=True)
 
 
 def loss_of(model: NanoChatForCausalLM, batch: Batch) -> Tensor:
