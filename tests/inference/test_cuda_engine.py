@@ -102,7 +102,10 @@ def test_results_of_calls_are_forced_and_what_was_chosen_meanwhile_is_dropped(te
     engine._runner.__class__ = Told
     call = [PYTHON, *ids("37*24"), PYTHON_END]
     forced = len(ids("888")) + 2
-    engine._runner.scripts = {(BOS, 1): [*call, *[0] * forced, *ids("yes"), END], (BOS, 2): [*ids("no calls here"), END]}
+    engine._runner.scripts = {
+        (BOS, 1): [*call, *[0] * forced, *ids("yes"), END],
+        (BOS, 2): [*ids("no calls here"), END],
+    }
     params = SamplingParams(40, temperature=temperature, seed=1)
     requests = [engine.add(list(prompt), params) for prompt in engine._runner.scripts]
     finish(engine)

@@ -64,11 +64,11 @@ class Engine:
     itself can't write tool results or anybody else's turn: those tokens are never chosen.
 
     On a CPU the native decoder computes, where there is a C compiler: then an answer is the same to the bit whatever
-    else is in the batch and in the cache. On an NVIDIA GPU the CUDA decoder does, which also chooses the tokens: the next
-    step is started before those of the last one are here, so that the GPU never waits. (Penalties, biases and
-    probabilities need the logits here; while they are asked for, it does wait.) A seed's draws are the same there, but the
-    logits they choose from are rounded otherwise for another number of rows. Elsewhere the model itself computes, in plain
-    PyTorch. An engine belongs to one thread; `AsyncEngine` lends it to many tasks.
+    else is in the batch and in the cache. On an NVIDIA GPU the CUDA decoder does, which also chooses the tokens: the
+    next step is started before those of the last one are here, so that the GPU never waits. (Penalties, biases and
+    probabilities need the logits here; while they are asked for, it does wait.) A seed's draws are the same there, but
+    the logits they choose from are rounded otherwise for another number of rows. Elsewhere the model itself computes,
+    in plain PyTorch. An engine belongs to one thread; `AsyncEngine` lends it to many tasks.
 
     Args:
         model: On the device and in the dtype to compute with. If it is trained on, the engine takes the new weights
@@ -391,7 +391,8 @@ class Engine:
         assert isinstance(self._runner, CudaRunner)
         flight = self._runner.launch(batch)
         self._computed(batch)
-        for sample, sample.place in zip(batch.choosing, flight.places):
+        for sample, place in zip(batch.choosing, flight.places):
+            sample.place = place
             sample.ahead += 1
         return flight
 

@@ -108,7 +108,7 @@ class Sample:
 
     Attributes:
         tokens: Prompt and answer.
-        computed: How many of them have their keys and values in the cache, or will have when the step that runs is done.
+        computed: How many of them have their keys and values in the cache, or will when the step that runs is done.
         ahead: How many tokens after them are chosen on the device, and not known here yet.
         place: Where on the device the last of these is.
         pages: The cache's pages that hold these.

@@ -1,4 +1,4 @@
-"""What computes a step: a decoder of our own on a CPU or GPU where it can, else the model in plain PyTorch, their twin."""
+"""What computes a step: a decoder of our own for CPU or GPU where it can, else the model in PyTorch, their twin."""
 
 import contextlib
 import math

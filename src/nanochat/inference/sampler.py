@@ -10,11 +10,12 @@ from nanochat.inference.sampling import SamplingParams
 
 NOT_FINITE = "the model's logits are not finite: its weights are damaged or too large"
 
+
 def choose(logits: Tensor, sample: Sample) -> int:
     """The next token of a sample, from (V,) fp32 logits, which are changed; forbidden ones come in as -inf.
 
-    A drawn token uses up one draw of the sample's own generator, so that a choice depends on nothing but the sample's own
-    logits, parameters, tokens and generator. Raises FloatingPointError for logits that are not numbers.
+    A drawn token uses up one draw of the sample's own generator, so that a choice depends on nothing but the sample's
+    own logits, parameters, tokens and generator. Raises FloatingPointError for logits that are not numbers.
     """
     if sample.adjusts_logits:
         _adjust(logits, sample)
@@ -26,7 +27,7 @@ def choose(logits: Tensor, sample: Sample) -> int:
 
 
 def wish(sample: Sample) -> tuple[float, ...]:
-    """What a sample's next token is to be chosen by on a device: temperature, top-k, top-p, min-p and the draw."""
+    """What a sample's next token is to be chosen by on a GPU: temperature, top-k, top-p, min-p, draw."""
     params = sample.params
     if params.temperature == 0 or params.top_k == 1:
         return 0.0, 0.0, 1.0, 0.0, 0.0

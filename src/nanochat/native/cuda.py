@@ -1,4 +1,4 @@
-"""The CUDA decoder: a model's weights and a cache of keys and values in pages on a GPU, and steps as captured graphs."""
+"""The CUDA decoder: a model's weights and a cache of keys and values in pages on a GPU; steps as captured graphs."""
 
 import dataclasses
 import itertools
@@ -18,10 +18,9 @@ from nanochat.native.packing import BITS, GROUP, rounded
 MOST_ROWS = 64  # sequences with one new token each in a step
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # there is a graph for each of these numbers of rows
 MOST_KEPT = 256  # tokens of prompts in a step whose logits can be asked for
-PROGRAMS = {1: 128}  # by rows: about so many attend in a layer
-MORE_PROGRAMS = 640
-ATTEND = {1: (128, 128, 8)}  # by rows: positions read at once, the fewest of a program, its warps
-MORE_ATTEND = (32, 256, 4)
+PROGRAMS, MORE_PROGRAMS = {1: 320}, 1280  # by rows, and for more: about so many attend in a layer
+# Positions that are read at once, the fewest of a program, its warps: with one warp nobody waits for another.
+ATTEND, MORE_ATTEND = {1: (32, 32, 1)}, (32, 256, 1)
 MOST_SPLITS = 8  # programs that share a sum of products
 SAMPLE_BLOCK = 4096
 GREEDY = (0.0, 0.0, 1.0, 0.0, 0.0)  # temperature, top-k, top-p, min-p and draw, as `kernels.sample` wants them
@@ -65,8 +64,8 @@ class CudaDecoder:
     """Runs steps of a model on a GPU and chooses tokens there.
 
     Sequences with one new token go by kernels of our own (`cuda_kernels`), captured in a CUDA graph for each number of
-    rows; the tokens of prompts by PyTorch's products and attention. Nothing is waited for: logits and choices stay on the
-    device, and a token chosen in one step can be the input of the next before anybody has seen it.
+    rows; the tokens of prompts by PyTorch's products and attention. Nothing is waited for: logits and choices stay on
+    the device, and a token chosen in one step can be the input of the next before anybody has seen it.
 
     Sums run in fp32, and so does the residual stream; what else lies between kernels is in the weights' precision.
 
@@ -125,9 +124,10 @@ class CudaDecoder:
         self._forbidden = new(shape.vocab_size, dtype=torch.int8)
         self._forbidden[list(forbidden)] = 1
         # What the host tells of a step, in one piece: wishes, tokens, lengths, tables. Two of them: the copy of one may
-        # still be under way while the next is written.
+        # still be under way while the next is written, and its event tells when it is done.
         self._told = new(2 * MOST_ROWS * 5 * 2 + MOST_ROWS * (2 + self._width), dtype=torch.int32)
         self._telling = [torch.zeros_like(self._told, device="cpu", pin_memory=self._on_gpu) for _ in range(2)]
+        self._copied: list[Any] = [torch.cuda.Event() if self._on_gpu else None for _ in range(2)]
         self._asked, self._tokens, self._lengths, self._tables = self._parts_of(self._told)
 
     def _parts_of(self, told: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,7 +149,7 @@ class CudaDecoder:
         the one chosen at place p in the step before. `wishes` are what to choose by, for each of `rows`
         (`kernels.sample` says what they are); without them nothing is chosen.
         """
-        spans = list(zip(starts, starts[1:]))
+        spans = list(itertools.pairwise(starts))
         one = next((n for n, (start, end) in enumerate(spans) if end - start > 1), len(spans))
         one = min(one, MOST_ROWS)
         later = [row for row in rows if row >= one]
@@ -176,7 +176,10 @@ class CudaDecoder:
     ) -> None:
         """Send the device what `bucket` rows are to compute, the last of them for nobody, and what to choose by."""
         self._telling.reverse()
-        telling = self._telling[0]
+        self._copied.reverse()
+        telling, copied = self._telling[0], self._copied[0]
+        if self._on_gpu:
+            copied.synchronize()
         asked, to_tokens, to_lengths, to_tables = (part.numpy() for part in self._parts_of(telling))
         asked[:bucket] = GREEDY
         for place, wish in zip(places, wishes):
@@ -189,6 +192,8 @@ class CudaDecoder:
         to_tables[count:bucket, 0] = self.pages
         end = len(telling) - (MOST_ROWS - bucket) * self._width
         self._told[:end].copy_(telling[:end], non_blocking=True)
+        if self._on_gpu:
+            copied.record()
 
     def _replay(self, bucket: int) -> Callable[[], None]:
         """What runs one token of each of `bucket` rows."""
@@ -211,13 +216,14 @@ class CudaDecoder:
         stream, copy, qkv, attended, hidden = self._stream, self._copy, self._qkv, self._attended, self._hidden
         early = R == 1 and self._early
         splits, (block, least, warps) = self._splits(R), ATTEND.get(R, MORE_ATTEND)
+        least = least if self._on_gpu else block  # short sequences of tests are to be shared too
         self._embed(self._tokens, stream[:R], copy)
         for layer, (to_qkv, to_out, to_hidden, from_hidden) in enumerate(self._layers):
             self._project(copy, to_qkv, qkv, R, norm=True)
             kernels.attend[R, H, splits](
                 qkv, self._keys[layer], self._values[layer], self._tables, self._lengths, self._cosines, self._sines,
                 attended, self._parts, self._maxima, self._weights, self._arrivals, self._width, shape.eps, D**-0.5,
-                H=H, K=K, D=D, SPLITS=splits, BLOCK=block, LEAST=least if self._on_gpu else block, num_warps=warps, **_early(early),
+                H=H, K=K, D=D, SPLITS=splits, BLOCK=block, LEAST=least, num_warps=warps, **_early(early),
             )  # fmt: skip
             self._project(attended, to_out, stream, R, mode=kernels.ADD)
             self._project(copy, to_hidden, hidden, R, norm=True, mode=kernels.SQUARE)
@@ -284,7 +290,8 @@ class CudaDecoder:
         """Many tokens of each sequence; `rows`, counted as `spans` are, get logits from place `MOST_ROWS` on."""
         shape, first = self.shape, spans[0][0]
         N, H, K, D = len(tokens), shape.heads, shape.kv_heads, shape.head_dim
-        positions, slots = [], []
+        positions: list[int] = []
+        slots: list[int] = []
         for (start, end), length, pages in zip(spans, lengths, tables):
             of_span = range(length - (end - start), length)
             positions += of_span

@@ -1,9 +1,9 @@
 """A decoding step on a GPU in Triton: five kernels a layer, and one that chooses the tokens.
 
-At one token a step does next to no arithmetic: what counts is that the memory never waits. So norms, rotations, squares
-and sums are done by the kernel that reads or writes the numbers anyway. For a single row (`EARLY`), a kernel starts while
-the one before it still runs (programmatic dependent launch, from Hopper on): its weights are on their way when its input is
-ready.
+At one token a step does next to no arithmetic: what counts is that the memory never waits. So norms, rotations,
+squares and sums are done by the kernel that reads or writes the numbers anyway. For a single row (`EARLY`), a kernel
+starts while the one before it still runs (programmatic dependent launch, from Hopper on): its weights are on their way
+when its input is ready.
 
 Shapes: R rows (sequences, one new token each), C hidden size, H query and K key/value heads of size D, V vocabulary.
 """
@@ -246,8 +246,8 @@ def attend(
 ):  # fmt: skip
     """Attention of one query head of one row: out (R, H, D). The new token's key and value are kept in its page.
 
-    Keys and values lie in (pages, K, 16, D). Up to SPLITS programs share a sequence, with LEAST positions or more each; the
-    last of them to arrive puts their parts together.
+    Keys and values lie in (pages, K, 16, D). Up to SPLITS programs share a sequence, with LEAST positions or more
+    each; the last of them to arrive puts their parts together.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _others_may_start(EARLY)
@@ -317,11 +317,9 @@ def attend(
 
 
 @triton.jit
-def keep(
-    qkv, keys, values, positions, slots, cosines, sines, eps, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr
-):
-    """Of many tokens at once: rotate and norm queries and keys where they lie, (N, (H + 2K) D), and keep keys and values
-    in the cache, each token's at its slot, (page, position within).
+def keep(qkv, keys, values, positions, slots, cosines, sines, eps, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr):
+    """Of many tokens at once: rotate and norm queries and keys where they lie, (N, (H + 2K) D), and keep keys and
+    values in the cache, each token's at its slot (16 times the page, plus the place in it).
     """
     token, head = tl.program_id(0), tl.program_id(1)
     position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)
@@ -434,7 +432,9 @@ def sample(
             tl.debug_barrier()
             least = _bound(few_scores, BLOCK, top_k, least, highest, inverse, True, SMALL)
             tl.debug_barrier()
-        elif (top_p < 1) & ((top_k == 0) | (top_k >= V)):  # tokens that weigh less than this have less than 1 - top_p together
+        elif (top_p < 1) & (
+            (top_k == 0) | (top_k >= V)
+        ):  # tokens that weigh less than this have less than 1 - top_p together
             sums = tl.zeros((BLOCK,), tl.float32)
             for start in range(0, V, BLOCK):
                 ids, scores = _scores(logits, forbidden, start, V, BLOCK)

@@ -46,7 +46,10 @@ def _softcap_cross_entropy(logits, targets, losses, V, cap, CAPPED: tl.constexpr
 
 
 def softcap_cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    """Summed loss (scalar, fp32) of raw logits (N, V), which become its gradient; targets (N) int64, -100: not trained."""
+    """Summed loss (scalar, fp32) of raw logits (N, V), which become its gradient.
+
+    Targets (N) are int64; rows with a negative one count for nothing.
+    """
     losses = torch.empty(len(logits), device=logits.device)
     _softcap_cross_entropy[(len(logits),)](
         logits, targets, losses, logits.shape[1], cap or 0.0, CAPPED=cap is not None, BLOCK=BLOCK, num_warps=8

@@ -62,7 +62,7 @@ def rounded_weight(weight: Tensor, format: str) -> Tensor:
 
 
 def rounded(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """Scales (outputs, inputs / 32) in bf16 and whole numbers (outputs, inputs / 32, 32) in fp32 that stand for a weight.
+    """Scales (outputs, inputs / 32) in bf16 and whole numbers (outputs, inputs / 32, 32) in fp32 that make up a weight.
 
     The largest number of a group becomes the most negative one (with 4 bits there is one more of those). With 4 bits,
     of some scales around that, the one with the least squared error is taken.
