@@ -3,15 +3,12 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
-import os
 from typing import Any
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from scripted_model import BOS, END, PYTHON, PYTHON_END, TOKENIZER, ids

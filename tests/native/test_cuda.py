@@ -4,7 +4,6 @@ On a GPU they run as they are; elsewhere in Triton's interpreter, slowly and the
 """
 
 import math
-import os
 import random
 from typing import Any
 
@@ -13,8 +12,6 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from nanochat.model.configuration import NanoChatConfig

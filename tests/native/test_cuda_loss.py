@@ -1,13 +1,9 @@
 """The loss of a GPU against its twin in PyTorch; in Triton's interpreter where there is no GPU."""
 
-import os
-
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from nanochat.native.cuda_loss import softcap_cross_entropy_
