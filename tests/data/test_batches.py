@@ -60,6 +60,26 @@ def test_each_token_is_a_target_once_per_epoch(stream_store, n, shape, seed):
     assert len(batches) == -(-batches.n_rows // B)
 
 
+@relaxed
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=3, max_size=20),
+    seq_len=st.integers(1, 7),
+    seed=st.integers(0, 99),
+)
+def test_within_documents_positions_count_from_the_beginning_of_each(chat_store, lengths, seq_len, seed):
+    store = chat_store(lengths)
+    if store.meta.tokens <= seq_len:
+        return
+    firsts = set(np.cumsum([0, *lengths])[:-1].tolist())  # a token tells its place
+    batches = StreamBatches(store, 2, seq_len, seed, within_documents=True)
+    for batch in (*(batches.batch(step) for step in range(len(batches) + 1)), *batches.validation_batches(99)):
+        for tokens, positions in zip(batch.input_ids.tolist(), batch.position_ids.tolist()):
+            expected = 0
+            for n, (token, position) in enumerate(zip(tokens, positions)):
+                expected = 0 if n == 0 or token in firsts else expected + 1
+                assert position == expected
+
+
 def test_epochs_differ_in_order_and_start(stream_store):
     batches = StreamBatches(stream_store(1000), 4, 10, seed=3)
     first, second = rows_of(batches, 100, 0), rows_of(batches, 100, 1)

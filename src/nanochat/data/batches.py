@@ -114,14 +114,17 @@ class StreamBatches(_Batches):
 
     Rows overlap by one token: the last target of one is the first input of the next. Each epoch cuts from another
     start, round the end of the stream, so every token is a target once per epoch, but for a rest of less
-    than T tokens, another one in each epoch.
+    than T tokens, another one in each epoch. With `within_documents`, positions start anew at every document.
 
     Raises:
         UserError: the store has no more than T tokens.
     """
 
-    def __init__(self, store: TokenStore, batch_size: int, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, store: TokenStore, batch_size: int, seq_len: int, seed: int, *, within_documents: bool = False
+    ) -> None:
         super().__init__(store, batch_size, seq_len, seed)
+        self._within_documents = within_documents
         n = store.meta.tokens
         if n <= seq_len:
             raise UserError(
@@ -139,7 +142,14 @@ class StreamBatches(_Batches):
     def _cut(self, starts: NDArray[np.int64]) -> Batch:
         places = (starts[:, None] + np.arange(self.seq_len + 1)) % self.store.meta.tokens
         rows = torch.from_numpy(self.store.tokens[places].astype(np.int64))  # (B, T + 1)
-        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), self._positions(places[:, :-1]))
+
+    def _positions(self, places: NDArray[np.int64]) -> torch.Tensor | None:
+        """How far each of some places (B, T) is into its document, as far as that is in its row."""
+        if not self._within_documents:
+            return None
+        starts = self.store.offsets[np.searchsorted(self.store.offsets, places, side="right") - 1]
+        return torch.from_numpy(np.minimum(places - starts, np.arange(self.seq_len)))
 
     def validation_batches(self, count: int) -> Iterator[Batch]:
         starts = np.arange((self.store.meta.tokens - 1) // self.seq_len) * self.seq_len  # none round the end

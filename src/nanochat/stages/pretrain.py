@@ -78,8 +78,10 @@ def _pretrain(run: Run, options: PretrainOptions) -> Path:
 
     train = _store(run, data, "train", tokenizer, recipe.steps * recipe.batch_tokens + 1, options.resume)
     validation = _store(run, data, "val", tokenizer, 2 * VALIDATION_TOKENS, options.resume)
-    batches = StreamBatches(train, recipe.batch_size, recipe.seq_len, recipe.seed)
-    validation_batches = StreamBatches(validation, recipe.batch_size, recipe.seq_len, recipe.seed)
+    batches, validation_batches = (
+        StreamBatches(store, recipe.batch_size, recipe.seq_len, recipe.seed, within_documents=recipe.within_documents)
+        for store in (train, validation)
+    )
     if not options.resume:
         run.save_recipe("base", recipe, data=data, vocab_size=vocab_size, track=track)
 

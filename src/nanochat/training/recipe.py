@@ -26,6 +26,8 @@ class Recipe:
         decay_fraction: the last part of the steps, over which they fall linearly to `final_lr_fraction` of the peak.
         seed: of the initial weights and the order of the data.
         dtype: "bfloat16" (autocast over fp32 weights) or "float32".
+        within_documents: whether attention in pretraining stops where a document begins. On a CPU, where it costs
+            nothing, it does (docs/log.md); on a GPU its mask would cost the fast attention.
     """
 
     depth: int
@@ -45,6 +47,7 @@ class Recipe:
     final_lr_fraction: float
     seed: int
     dtype: str
+    within_documents: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -93,6 +96,7 @@ class Recipe:
             "final_lr_fraction": 0.05,
             "seed": 0,
             "dtype": "float32",
+            "within_documents": (machine or this_machine()).device == "cpu",
         }
         recipe = cls(
             depth=depth,
