@@ -134,7 +134,15 @@ def test_logits_that_are_not_finite_end_a_request(monkeypatch: pytest.MonkeyPatc
     assert "not finite" in request.error
 
 
-def test_log_probabilities_of_a_text() -> None:
-    [text] = random_prompts(1, longest=60, seed=4)
-    seen, expected = (e.logprobs(text) for e in (ENGINE, Engine(random_model(num_hidden_layers=1), TOKENIZER)))
-    assert torch.allclose(seen, expected, atol=1e-4)
+def test_log_probabilities_of_a_text_disturb_no_answer() -> None:
+    prompt, text = random_prompts(2, longest=40, seed=4)
+    expected = Engine(random_model(num_hidden_layers=1), TOKENIZER).logprobs(text)
+    request = ENGINE.add(prompt, SamplingParams(NEW, stop_token_ids=()))
+    for _ in range(3):
+        ENGINE.step()
+        assert torch.allclose(ENGINE.logprobs(text), expected, atol=1e-4)
+        check_books(ENGINE)
+    finish(ENGINE)
+    assert request.results()[0].token_ids == run(ENGINE, [prompt], SamplingParams(NEW, stop_token_ids=()))[0]
+    [theirs] = their_answers([prompt], NEW, num_hidden_layers=1)
+    assert request.results()[0].token_ids[: len(theirs)] == theirs

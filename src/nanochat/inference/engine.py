@@ -319,6 +319,7 @@ class Engine:
         ids = self._checked_ids(token_ids, "token_ids")
         if not 2 <= len(ids) <= self.context_length:
             raise UserError(f"logprobs needs from 2 to {self.context_length} token ids, got {len(ids)}")
+        self._early += self._land()  # what is being chosen on a GPU stands where this would overwrite it
         self._renew()
         [sample] = Request(ids, SamplingParams(max_new_tokens=1), self._vocabulary, self.context_length + 1).samples
         if not self._cache.reserve(sample, len(ids)):
