@@ -183,7 +183,9 @@ def test_drafts_change_nothing_but_the_number_of_steps(
     monkeypatch.setattr(scheduler, "MOST_DRAFTING", 0)
     without, steps = answers(plain)
     assert with_drafts == without
-    assert fewer < steps
+    assert fewer <= steps
+    if not sampling:  # such a model repeats itself
+        assert fewer < steps
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 40))

@@ -153,6 +153,8 @@ def test_neither_batch_nor_chunks_nor_threads_nor_pages_change_a_bit(
     format: str, threads: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder_module, "ALONE", 0)
+    # The one exception: where a processor is quick at bf16, PyTorch multiplies the chunks of many tokens.
+    monkeypatch.setattr("nanochat.model.native.bfloat16_pays", lambda device: False)
     model = native_model(intermediate_size=1120, **sizes)  # products in several blocks of k
     sequences = random_sequences(model.config.vocab_size, [1, 5, 16, 17, 33, 64])
     alone = [native_logits(decoder_of(model, format), [tokens])[0] for tokens in sequences]

@@ -12,7 +12,7 @@ from nanochat.inference.transcript import Delta, FinishReason, Token, Transcript
 
 DRAFT_MATCH = 3  # so many last tokens must have occurred before for a draft
 DRAFT_TOKENS = 5  # with the token before them they fill the six rows that the native decoder multiplies at once
-DRAFT_WORTH = 0.3  # share of drafted tokens that must have been right of late
+FIRST_DRAFT = 2  # tokens of the first draft: all after one that was right, half as many after a wrong one
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ class Sample:
             params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or params.logit_bias
         )
         self.needs_logits = self.adjusts_logits or params.logprobs is not None
-        self._draft_success = 1.0
+        self._draft_length = FIRST_DRAFT
+        self._follows: dict[tuple[int, ...], int] = {}  # after which tokens, where
+        self._looked_up = 0
         self._draw = 0.0
         self._spare_draw: float | None = None  # given back
 
@@ -180,18 +182,20 @@ class Sample:
         """Guess the next tokens: what followed the last few where they occurred before (prompt lookup decoding)."""
         tokens = self.tokens
         room = self.room - self.answer_length - 1
-        if self._draft_success < DRAFT_WORTH or room < 1:
+        if not self._draft_length or room < 1:
             return []
-        last = tokens[-DRAFT_MATCH:]
-        for start in range(len(tokens) - DRAFT_MATCH - 1, max(-1, len(tokens) - 1025), -1):
-            if tokens[start] == last[0] and tokens[start : start + DRAFT_MATCH] == last:
-                follows = start + DRAFT_MATCH
-                return tokens[follows : follows + min(DRAFT_TOKENS, room)]
-        return []
+        for follows in range(max(DRAFT_MATCH, self._looked_up), len(tokens)):
+            self._follows[tuple(tokens[follows - DRAFT_MATCH : follows])] = follows
+        self._looked_up = len(tokens)
+        follows = self._follows.get(tuple(tokens[-DRAFT_MATCH:]), len(tokens))
+        return tokens[follows : follows + min(self._draft_length, room)]
 
     def drafted(self, right: int, guesses: int) -> None:
         """Learn how good drafts are here."""
-        self._draft_success = 0.8 * self._draft_success + 0.2 * right / guesses
+        if right == guesses:
+            self._draft_length = DRAFT_TOKENS
+        elif right == 0:
+            self._draft_length //= 2
 
     def emit(self, deltas: list[Delta]) -> list[Delta]:
         """Keep pieces of the answer, and note its end."""

@@ -27,9 +27,16 @@ enum { W = 8, SUMS = 12 };
 #else
 enum { W = 4, SUMS = 24 };
 #endif
-enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, PACKED_ROWS = 4, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
+enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
 enum { ROW_BLOCK = 96, K_BLOCK = 256, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
-enum { AHEAD = 2048, WIDENS = 48 }; /* bytes; rows above which it pays to widen bf16 before */
+enum { LINE = 64, AHEAD = 2048, WIDENS = 48 }; /* bytes; rows above which it pays to widen bf16 before */
+/* Rows at once of integers that are unpacked on the way, and from how many rows on a panel is unpacked before instead. With
+ * AVX-512 a few shifts cost less than reading twice or four times the bytes (docs/log.md). */
+#if defined(__AVX512BW__)
+enum { PACKED_ROWS = ROWS, UNPACKS = INT32_MAX };
+#else
+enum { PACKED_ROWS = 4, UNPACKS = PACKED_ROWS + 1 };
+#endif
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 
 typedef float floats __attribute__((vector_size(W * 4), aligned(4)));
@@ -320,7 +327,7 @@ INLINE void unpack(int bits, const uint8_t *panel, int64_t k, int16_t *wide) {
  * into `wide` (k, 16). */
 static void multiply_ints(int bits, Rounded a, int64_t M, const uint8_t *weight, int64_t k, float *c, int64_t ldc,
                           int mode, int64_t first, int64_t last, int16_t *wide) {
-    int64_t few = M <= PACKED_ROWS, rows = few ? PACKED_ROWS : ROWS;
+    int64_t few = M < UNPACKS, rows = few ? PACKED_ROWS : ROWS;
     for (int64_t p = first; p < last; p++) {
         const uint8_t *panel = weight + p * (k / GROUP) * group_bytes(bits);
         if (!few) bits == 8 ? unpack(8, panel, k, wide) : unpack(4, panel, k, wide);
@@ -602,14 +609,15 @@ int decoder_step(const Model *m, const Batch *b) {
     for (int64_t i = 0; i < b->sequences; i++) longest = b->lengths[i] > longest ? b->lengths[i] : longest;
     int64_t attention = ROWS * (2 * D + rounded_up(longest, PAGE)), scratch = attention, wide;
     if (m->format >= INT8) /* a thread's, for what it unpacks or widens */
-        wide = N > PACKED_ROWS ? widest * PANEL / 2 : 0;
+        wide = N >= UNPACKS ? widest * PANEL / 2 : 0;
     else
         wide = N > WIDENS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
     if (scratch < wide) scratch = wide;
+    scratch = rounded_up(scratch, LINE / sizeof(float));
     int64_t floats_per_token = 2 * C + (m->H + 2 * m->K) * D + m->H * D + m->hidden + D + 1;
     char *memory = malloc(N * (floats_per_token * sizeof(float) + sizeof(int64_t) + widest * sizeof(int16_t) +
                                (widest / GROUP + 1) * sizeof(int32_t)) +
-                          (b->sequences + 1) * sizeof(int64_t) + m->threads * scratch * sizeof(float));
+                          (b->sequences + 1) * sizeof(int64_t) + LINE + m->threads * scratch * sizeof(float));
     if (!memory) return -1;
     Step s = {.model = m, .batch = b};
     s.positions = (int64_t *)memory;
@@ -622,7 +630,7 @@ int decoder_step(const Model *m, const Batch *b) {
     s.cos = s.up + N * m->hidden;
     s.sin = s.cos + N * (D / 2);
     s.scales = s.sin + N * (D / 2);
-    s.scratch = s.scales + N;
+    s.scratch = (float *)rounded_up((int64_t)(s.scales + N), LINE);
     s.scratch_size = scratch;
     s.sums = (int32_t *)(s.scratch + m->threads * scratch);
     s.numbers = (int16_t *)(s.sums + N * (widest / GROUP + 1));
