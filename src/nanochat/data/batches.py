@@ -30,8 +30,8 @@ class Batch:
     Attributes:
         input_ids: (B, T) int64.
         labels: (B, T) int64, already shifted: what is to be predicted after `input_ids[:, t]`, -100 for nothing.
-        position_ids: (B, T) int64, from 0 in each conversation, beyond which attention must not reach; None where
-            a row is one stretch of text.
+        position_ids: (B, T) int64, from 0 in each conversation or document, beyond which attention must not reach;
+            None where a row is one stretch of text.
     """
 
     input_ids: torch.Tensor
