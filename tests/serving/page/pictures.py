@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from chat_driver import Chat
-from conftest import CHROMIUM, FLAGS
 from playwright.sync_api import Browser, sync_playwright
+
+from conftest import CHROMIUM, FLAGS
 
 QUESTIONS = ["What is 37 times 24?", "What is the capital of the moon?"]
 PHONE = {"viewport": {"width": 390, "height": 760}, "is_mobile": True, "has_touch": True}
