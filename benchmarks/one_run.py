@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,10 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
 
     data = Path(run["data"])
     store = TokenStore.open(data / "train")
-    held_out = list(StreamBatches(TokenStore.open(data / "val"), 64, run["seq_len"], 0).validation_batches(10**9))
-    if "bos" in run:  # a document is written without seeing another one, so it is judged that way
-        held_out = [within_documents(batch, run["bos"]) for batch in held_out]
+    validation = TokenStore.open(data / "val")
+    # A document is written without seeing another one, so it may be judged that way.
+    alone = run.get("judged_alone", False)
+    held_out = list(StreamBatches(validation, 64, run["seq_len"], 0, within_documents=alone).validation_batches(10**9))
     token_bytes = np.load(data / "val/token_bytes.npy")
     unit = math.log(2) if run["vocab_size"] == BY_BYTES else 1.0  # by bytes: nats, as nanoGPT counts
     curve: list[tuple[int, float, float]] = []
@@ -85,13 +85,14 @@ def ours(run: dict[str, Any], store: Any, watch: Stopwatch, validate: Callable[[
     )  # fmt: skip
     changed = {field.name: run[field.name] for field in dataclasses.fields(Recipe) if field.name in run}
     made = dataclasses.replace(made, hidden_size=run["width"], num_attention_heads=run["heads"], **changed)
+    within = run.get("within_documents", False)
     model = NanoChatForCausalLM(made.config())
     initialize_for_training(model, made.seed)
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "metrics.jsonl"
         loop = TrainingLoop(
             model,
-            batches_of(run, StreamBatches(store, made.batch_size, made.seq_len, made.seed)),
+            StreamBatches(store, made.batch_size, made.seq_len, made.seed, within_documents=within),
             made,
             stage="base",
             checkpoints=Path(folder) / "checkpoints",
@@ -102,22 +103,6 @@ def ours(run: dict[str, Any], store: Any, watch: Stopwatch, validate: Callable[[
         before = watch.seconds()
         loop.run()
         return [before + json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
-
-
-def batches_of(run: dict[str, Any], batches: Any) -> Any:
-    """The batches; with `within_documents`, such that attention does not reach beyond a document's beginning."""
-    if not run.get("within_documents"):
-        return batches
-    return types.SimpleNamespace(batch=lambda step: within_documents(batches.batch(step), run["bos"]))
-
-
-def within_documents(batch: Any, bos: int) -> Any:
-    """The batch with positions (B, T) that start anew at every `bos`."""
-    import torch
-
-    positions = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
-    starts = torch.where(batch.input_ids == bos, positions, 0).cummax(1).values
-    return dataclasses.replace(batch, position_ids=positions - starts)
 
 
 def theirs(run: dict[str, Any], store: Any, watch: Stopwatch, validate: Callable[[Any, int], None]) -> list[float]:

@@ -183,9 +183,8 @@ def test_drafts_change_nothing_but_the_number_of_steps(
     monkeypatch.setattr(scheduler, "MOST_DRAFTING", 0)
     without, steps = answers(plain)
     assert with_drafts == without
-    assert fewer <= steps
-    if not sampling:  # such a model repeats itself
-        assert fewer < steps
+    # At temperature 0.7 nothing such a model says can be guessed.
+    assert fewer < steps or (sampling.get("temperature") == 0.7 and fewer == steps)
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 40))

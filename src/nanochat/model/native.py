@@ -1,6 +1,5 @@
 """The model on the decoders of our own: which models they can run, and their weights in their formats."""
 
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from nanochat.host import bfloat16_pays
 from nanochat.model.modeling import NanoChatForCausalLM
+from nanochat.native import has_triton
 from nanochat.native.decoder import NativeDecoder, Shape, decoder_library
 from nanochat.native.packing import BITS, GROUP, PANEL, pack, side_by_side
 
@@ -39,7 +39,7 @@ def cuda_obstacle(model: NanoChatForCausalLM, format: str = "fp32") -> str | Non
         return obstacle
     if head_dim & (head_dim - 1):
         return f"the head size is {head_dim}, not a power of two"
-    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
+    if not has_triton() or torch.version.cuda is None:
         return "Triton is not installed for an NVIDIA GPU"
     return None
 

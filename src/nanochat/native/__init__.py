@@ -1,8 +1,9 @@
-"""Kernels in C for the CPU: built at first use where there is a C compiler, else done without."""
+"""Kernels in C for the CPU: built at first use where there is a C compiler, else done without. And: is there Triton?"""
 
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import shlex
 import shutil
@@ -21,6 +22,12 @@ _HERE = Path(__file__).parent
 LOOSE = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 SUFFIX = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed, in which the kernels for GPUs are written."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class Kernels:

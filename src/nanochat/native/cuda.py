@@ -21,7 +21,7 @@ MOST_KEPT = 256  # tokens of prompts in a step whose logits can be asked for
 PROGRAMS, MORE_PROGRAMS = {1: 320}, 1280  # by rows, and for more: about so many attend in a layer
 # Positions that are read at once, the fewest of a program, its warps: with one warp nobody waits for another.
 ATTEND, MORE_ATTEND = {1: (32, 32, 1)}, (32, 256, 1)
-MOST_SPLITS = 8  # programs that share a sum of products
+SPLITS = 4  # programs that share the sums of a product with few outputs
 SAMPLE_BLOCK = 4096
 GREEDY = (0.0, 0.0, 1.0, 0.0, 0.0)  # temperature, top-k, top-p, min-p and draw, as `kernels.sample` wants them
 
@@ -33,21 +33,28 @@ class Matrix:
     numbers: Tensor
     scales: Tensor  # (outputs, inputs / 32) in bf16; for floats the numbers once more
     bits: int
-    outputs: int
-    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the weight."""
+        return len(self.numbers)
+
+    @property
+    def inputs(self) -> int:
+        """Columns of the weight."""
+        return self.numbers.shape[1] * (2 if self.bits == 4 else 1)
 
     @classmethod
     def of(cls, weight: Tensor, format: str) -> "Matrix":
         """Round a weight."""
-        outputs, inputs = weight.shape
         if format not in BITS:
             floats = weight.detach().to(torch.bfloat16 if format == "bf16" else torch.float32).contiguous()
-            return cls(floats, floats, 16, outputs, inputs)
+            return cls(floats, floats, 16)
         scales, numbers = rounded(weight, format)
         if format == "int4":
-            low, high = (numbers + 8).to(torch.uint8).view(outputs, -1, 2, GROUP // 2).unbind(2)
-            return cls((low | high << 4).flatten(1), scales, 4, outputs, inputs)
-        return cls(numbers.to(torch.int8).flatten(1), scales, 8, outputs, inputs)
+            low, high = (numbers + 8).to(torch.uint8).unflatten(2, (2, GROUP // 2)).unbind(2)
+            return cls((low | high << 4).flatten(1), scales, 4)
+        return cls(numbers.to(torch.int8).flatten(1), scales, 8)
 
     def dense(self) -> Tensor:
         """The weight as floats, for products of many tokens."""
@@ -116,7 +123,7 @@ class CudaDecoder:
         places = max(self._splits(rows) * rows * H for rows in BUCKETS)
         self._parts, self._maxima, self._weights = new(places, D), new(places), new(places)
         self._arrivals = new(MOST_ROWS * H, dtype=torch.int32)
-        self._product_parts, self._product_arrivals = new(MOST_SPLITS * MOST_ROWS * (C + 64)), new(C, dtype=torch.int32)
+        self._product_parts, self._product_arrivals = new(SPLITS * MOST_ROWS * (C + 64)), new(C, dtype=torch.int32)
         self.logits = new(MOST_ROWS + MOST_KEPT, shape.vocab_size)
         self.chosen = new(2 * MOST_ROWS, dtype=torch.int32)
         most = max(shape.vocab_size, SAMPLE_BLOCK)
@@ -145,15 +152,15 @@ class CudaDecoder:
     ) -> list[int]:
         """Start a step; return the places in `logits`, and in `chosen`, where what comes of `rows` will be.
 
-        Arguments as of `NativeDecoder.step`, but sequences with one token come first, and one such token may be -1 - p:
-        the one chosen at place p in the step before. `wishes` are what to choose by, for each of `rows`
+        Arguments as of `NativeDecoder.step`, but sequences with one token and their rows come first, and one such token
+        may be -1 - p: the one chosen at place p in the step before. `wishes` are what to choose by, for each of `rows`
         (`kernels.sample` says what they are); without them nothing is chosen.
         """
         spans = list(itertools.pairwise(starts))
         one = next((n for n, (start, end) in enumerate(spans) if end - start > 1), len(spans))
         one = min(one, MOST_ROWS)
         later = [row for row in rows if row >= one]
-        places = [row if row < one else MOST_ROWS + later.index(row) for row in rows]
+        places = [*(row for row in rows if row < one), *range(MOST_ROWS, MOST_ROWS + len(later))]
         bucket = next((size for size in BUCKETS if size >= one), 0) if one else 0
         replay = self._replay(bucket) if bucket else None
         self._tell(bucket, tokens[:one], lengths[:one], tables[:one], places if wishes else [], wishes or [])
@@ -258,13 +265,13 @@ class CudaDecoder:
         if not self._on_gpu:
             options["BLOCK_N"] = 64
         if rows == 1:
-            options = one_row_blocks(N, K, matrix.bits) | options
+            options = one_row_blocks(N, K) | options
             programs = -(-N // options["BLOCK_N"])
             kernels.project_one[(programs,)](
                 x, matrix.numbers, matrix.scales, out, self._copy, N, eps, cap, **options, **_early(self._early)
             )
         else:
-            options = rows_blocks(N, K, matrix.bits, mode) | options
+            options = rows_blocks(N, K, mode) | options
             # Triton's interpreter can't multiply in bf16.
             options["TYPE"] = tl.bfloat16 if self._on_gpu and self.dtype == torch.bfloat16 else tl.float32
             options["BLOCK_R"] = max(16, 1 << (rows - 1).bit_length())
@@ -346,7 +353,7 @@ def _early(early: bool) -> dict[str, Any]:
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
-def one_row_blocks(N: int, K: int, bits: int) -> dict[str, int]:
+def one_row_blocks(N: int, K: int) -> dict[str, int]:
     """Tiles of `project_one`, all of whose weights are in registers at once: at most about 40 KB a program."""
     block_k = min(256, K & -K)  # a power of two that leaves no rest
     if K // block_k > 32:
@@ -354,8 +361,8 @@ def one_row_blocks(N: int, K: int, bits: int) -> dict[str, int]:
     return {"BLOCK_N": 4 if N <= 2048 else 8, "BLOCK_K": block_k, "num_warps": 4}
 
 
-def rows_blocks(N: int, K: int, bits: int, mode: Any) -> dict[str, int]:
+def rows_blocks(N: int, K: int, mode: Any) -> dict[str, int]:
     """Tiles of `project`."""
-    splits = 4 if mode == kernels.ADD else 1
+    splits = SPLITS if mode == kernels.ADD else 1
     block_k = min(128, 1 << (K - 1).bit_length())
     return {"BLOCK_N": 32 if N <= 4096 else 64, "BLOCK_K": block_k, "SPLITS": splits, "num_warps": 4, "num_stages": 4}

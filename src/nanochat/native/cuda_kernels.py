@@ -356,6 +356,14 @@ def _ordered(scores):
 
 
 @triton.jit
+def _weighed(scores, at, count, least, highest, inverse):
+    """The scores at some places as `_ordered`, and what they weigh in a draw: nothing below `least`."""
+    score = tl.load(scores + at, mask=at < count, other=float("-inf"))
+    order = _ordered(score)
+    return order, tl.where(order >= least, tl.exp((score - highest) * inverse), 0.0)
+
+
+@triton.jit
 def _bound(scores, count, target, least, highest, inverse, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """The largest bound such that the `count` scores at or above it are `target` in number, or weigh so much; as
     `_ordered`. Found four bits at a time, from the highest on. Scores below `least` don't weigh anything.
@@ -367,12 +375,9 @@ def _bound(scores, count, target, least, highest, inverse, COUNT: tl.constexpr, 
         mass = tl.zeros((BLOCK, 16), tl.float32)
         for start in range(0, count, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            score = tl.load(scores + at, mask=at < count, other=float("-inf"))
-            order = _ordered(score)
+            order, weight = _weighed(scores, at, count, least, highest, inverse)
             if COUNT:
                 weight = tl.where(at < count, 1.0, 0.0)
-            else:
-                weight = tl.where(order >= least, tl.exp((score - highest) * inverse), 0.0)
             mass += tl.where(order[:, None] >= bounds[None, :], weight[:, None], 0.0)
         reached = tl.sum(mass, axis=0) >= target
         bound += (tl.max(tl.where(reached, j.to(tl.int32), 0)).to(tl.uint32)) << (28 - done)
@@ -385,8 +390,8 @@ def _mass(scores, count, least, highest, inverse, BLOCK: tl.constexpr):
     sums = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, count, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        score = tl.load(scores + at, mask=at < count, other=float("-inf"))
-        sums += tl.where(_ordered(score) >= least, tl.exp((score - highest) * inverse), 0.0).to(tl.float64)
+        _, weight = _weighed(scores, at, count, least, highest, inverse)
+        sums += weight.to(tl.float64)
     return tl.sum(sums)
 
 
@@ -425,6 +430,7 @@ def sample(
         few_scores += row * tl.maximum(V, BLOCK)
         few_ids += row * tl.maximum(V, BLOCK)
         # A bound below which nothing can be chosen.
+        all_ranks = (top_k == 0) | (top_k >= V)
         least = tl.full((), 1, tl.uint32)
         whole = tl.zeros((), tl.float32)
         if (top_k > 0) & (top_k < BLOCK):  # so many of the lanes' best are at or above the bound, and perhaps others
@@ -432,9 +438,7 @@ def sample(
             tl.debug_barrier()
             least = _bound(few_scores, BLOCK, top_k, least, highest, inverse, True, SMALL)
             tl.debug_barrier()
-        elif (top_p < 1) & (
-            (top_k == 0) | (top_k >= V)
-        ):  # tokens that weigh less than this have less than 1 - top_p together
+        elif (top_p < 1) & all_ranks:  # tokens that weigh less than this have less than 1 - top_p together
             sums = tl.zeros((BLOCK,), tl.float32)
             for start in range(0, V, BLOCK):
                 ids, scores = _scores(logits, forbidden, start, V, BLOCK)
@@ -472,8 +476,8 @@ def sample(
         last = tl.full((), -1, tl.int32)  # with some weight
         for start in range(0, count, SMALL):
             at = start + tl.arange(0, SMALL)
-            score = tl.load(few_scores + at, mask=at < count, other=float("-inf"))
-            share = tl.where(_ordered(score) >= least, tl.exp((score - highest) * inverse), 0.0).to(tl.float64)
+            _, share = _weighed(few_scores, at, count, least, highest, inverse)
+            share = share.to(tl.float64)
             inside = tl.sum(share)
             last = tl.maximum(last, tl.max(tl.where(share > 0, at, -1)))
             if (token < 0) & (before + inside >= threshold):

@@ -29,7 +29,7 @@ enum { W = 4, SUMS = 24 };
 #endif
 enum { PANEL = 16, VECS = PANEL / W, ROWS = 6, MOST_PANELS = 4, PAGE = 16, GROUP = 32 };
 enum { ROW_BLOCK = 96, K_BLOCK = 256, PANEL_BLOCK = 12 }; /* what stays in the caches while many rows are multiplied */
-enum { LINE = 64, AHEAD = 2048, WIDENS = 48 }; /* bytes; rows above which it pays to widen bf16 before */
+enum { AHEAD = 2048, WIDENS = 48 }; /* bytes; rows above which it pays to widen bf16 before */
 /* Rows at once of integers that are unpacked on the way, and from how many rows on a panel is unpacked before instead. With
  * AVX-512 a few shifts cost less than reading twice or four times the bytes (docs/log.md). */
 #if defined(__AVX512BW__)
@@ -613,11 +613,10 @@ int decoder_step(const Model *m, const Batch *b) {
     else
         wide = N > WIDENS ? PANEL_BLOCK * K_BLOCK * PANEL : 0;
     if (scratch < wide) scratch = wide;
-    scratch = rounded_up(scratch, LINE / sizeof(float));
     int64_t floats_per_token = 2 * C + (m->H + 2 * m->K) * D + m->H * D + m->hidden + D + 1;
     char *memory = malloc(N * (floats_per_token * sizeof(float) + sizeof(int64_t) + widest * sizeof(int16_t) +
                                (widest / GROUP + 1) * sizeof(int32_t)) +
-                          (b->sequences + 1) * sizeof(int64_t) + LINE + m->threads * scratch * sizeof(float));
+                          (b->sequences + 1) * sizeof(int64_t) + m->threads * scratch * sizeof(float));
     if (!memory) return -1;
     Step s = {.model = m, .batch = b};
     s.positions = (int64_t *)memory;
@@ -630,7 +629,7 @@ int decoder_step(const Model *m, const Batch *b) {
     s.cos = s.up + N * m->hidden;
     s.sin = s.cos + N * (D / 2);
     s.scales = s.sin + N * (D / 2);
-    s.scratch = (float *)rounded_up((int64_t)(s.scales + N), LINE);
+    s.scratch = s.scales + N;
     s.scratch_size = scratch;
     s.sums = (int32_t *)(s.scratch + m->threads * scratch);
     s.numbers = (int16_t *)(s.sums + N * (widest / GROUP + 1));

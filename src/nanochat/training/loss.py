@@ -1,6 +1,5 @@
 """The training loss: soft-capped cross-entropy in fp32, in chunks, so that full logits never exist."""
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from nanochat.data.batches import IGNORED, Batch
 from nanochat.model.modeling import NanoChatForCausalLM
-from nanochat.native import kernels
+from nanochat.native import has_triton, kernels
 
 # On a CPU a chunk's logits stay near the cache, and its products are still large enough to be quick (docs/log.md).
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096, "mps": 1024}
@@ -66,7 +65,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
     """Summed loss of raw logits (N, V), which become its gradient with regard to them; all but them in fp32."""
-    if logits.is_cuda and importlib.util.find_spec("triton"):
+    if logits.is_cuda and has_triton():
         from nanochat.native.cuda_loss import softcap_cross_entropy_
 
         return softcap_cross_entropy_(logits, targets, cap)

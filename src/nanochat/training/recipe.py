@@ -73,6 +73,7 @@ class Recipe:
         chosen = {name: value for name, value in chosen.items() if value is not None}
         for name, value in {"depth": depth, "vocab_size": vocab_size, **chosen}.items():
             _check(name, value)
+        machine = machine or this_machine()
         hidden_size = -(-64 * depth // 128) * 128
         seq_len = chosen.get("seq_len", min(2048, 128 * depth))
         scaling_parameters = 12 * depth * hidden_size**2 + vocab_size * hidden_size
@@ -96,7 +97,7 @@ class Recipe:
             "final_lr_fraction": 0.05,
             "seed": 0,
             "dtype": "float32",
-            "within_documents": (machine or this_machine()).device == "cpu",
+            "within_documents": machine.device == "cpu",
         }
         recipe = cls(
             depth=depth,
@@ -107,7 +108,6 @@ class Recipe:
         )
         if {"dtype", "micro_batch_tokens"} <= chosen.keys():
             return recipe
-        machine = machine or this_machine()
         dtype = chosen.get("dtype", machine.dtype)
         fitting = machine.micro_batch_tokens(recipe.config(), seq_len, batch_tokens, dtype)
         return dataclasses.replace(recipe, dtype=dtype, micro_batch_tokens=chosen.get("micro_batch_tokens", fitting))
