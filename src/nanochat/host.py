@@ -38,7 +38,12 @@ def bfloat16_pays(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "mps":
         return False  # half as much memory, but no faster
-    return matmul_rate(device, torch.bfloat16, 256, 0.005) > 1.4 * matmul_rate(device, torch.float32, 256, 0.005)
+    # In turn, so that whatever else takes the processors for some milliseconds doesn't decide how a whole run computes.
+    rates = dict.fromkeys((torch.bfloat16, torch.float32), 0.0)
+    for _ in range(10):
+        for dtype in rates:
+            rates[dtype] = max(rates[dtype], matmul_rate(device, dtype, 256, 0.002))
+    return rates[torch.bfloat16] > 1.4 * rates[torch.float32]
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:

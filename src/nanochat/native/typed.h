@@ -212,3 +212,9 @@ void NAME(relu_squared_backward)(const REAL *restrict x, REAL *restrict grad, in
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) grad[i] = STORE(LOAD(grad[i]) * 2 * (LOAD(x[i]) < 0 ? 0 : LOAD(x[i])));
 }
+
+/* sum += x, over n numbers. */
+void NAME(add_to)(const REAL *restrict x, float *restrict sum, int64_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) sum[i] += LOAD(x[i]);
+}

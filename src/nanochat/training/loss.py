@@ -48,10 +48,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 total += _cross_entropy_(logits, labels[rows], cap)
                 if with_gradient:
                     torch.mm(logits, W, out=grad_hidden[rows])
-                    if dtype == torch.float32:  # at once, where the types allow it: no (V, C) of a chunk's own
-                        grad_weight.addmm_(logits.T, x[rows])
-                    else:
-                        grad_weight += logits.T @ x[rows]
+                    _add_product(grad_weight, logits.T, x[rows])
         # Not saved for backward, so that the way back may change them in place: it is gone once.
         ctx.gradients = grad_hidden.to(hidden_states.dtype), grad_weight.to(weight.dtype)
         return total
@@ -61,6 +58,19 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         del ctx.gradients
         return grad_hidden.mul_(grad_outputs[0]), grad_weight.mul_(grad_outputs[0]), None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, for a total in fp32."""
+    if a.dtype == torch.float32:  # at once, where the types allow it: no (V, C) of a chunk's own
+        total.addmm_(a, b)
+        return
+    part = a @ b
+    run = kernels() if total.device.type == "cpu" and part.dtype == torch.bfloat16 else None
+    if run is None:
+        total += part
+    else:  # PyTorch would first make an fp32 copy of the part
+        run("add_to", part.dtype, part, total, total.numel())
 
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
