@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in CORPORA:
             data, vocab_size = corpus_data(Path(folder) / name, name, False), CORPORA[name]["shape"]["vocab_size"]
-            run = {**SHAPE, "vocab_size": vocab_size, "judged_alone": True, "steps": steps, "seed": 0}
+            run = {**SHAPE, "vocab_size": vocab_size, "judged_alone": [True], "steps": steps, "seed": 0}
             run |= {"data": str(data), "launched": time.time()}
             results[name] = {way: train({**run, "within_documents": on})["value"] for way, on in WAYS.items()}
     lines = [f"bits per byte of held-out documents after {steps} steps of 2,048 tokens, 2 layers x 128"]

