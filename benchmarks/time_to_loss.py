@@ -60,7 +60,7 @@ CORPORA: dict[str, dict[str, Any]] = {
     "text": {
         "source": f"{SHARED_TEXT / 'standardebooks'},{SHARED_TEXT / 'simple_stories'}",
         "shape": {"layers": 4, "width": 256, "heads": 2, "vocab_size": 4096, "seq_len": 512},
-        "ours": {},
+        "ours": {"rows": 8},
         "theirs": {},
     },
     "primer": {
@@ -68,7 +68,7 @@ CORPORA: dict[str, dict[str, Any]] = {
         "shape": {"layers": 4, "width": 256, "heads": 2, "vocab_size": 2048, "seq_len": 256},
         # Several documents to a row: ours reads each for itself, as it does on a CPU, and is judged that way. Theirs is
         # judged both ways, and the better one counts.
-        "ours": {"within_documents": True, "judged_alone": [True]},
+        "ours": {"rows": 8, "within_documents": True, "judged_alone": [True]},
         "theirs": {"judged_alone": [False, True]},
     },
 }
@@ -136,7 +136,7 @@ class Bench:
         results = {"transformers": self.runs(peer, data)}
         [best] = results["transformers"]["runs"]
         target = best["value"]
-        ours = {"seconds": 0.33 * best["seconds"], **shape, "rows": 8, **corpus["ours"]}
+        ours = {"seconds": 0.33 * best["seconds"], **shape, **corpus["ours"]}
         results["nanochat"] = self.runs(ours, data)
         heading = f"{name}: bits per byte of held-out text; the target is the peer's at its end, {target:.4f}"
         return {"target": target, "results": results, "card": card(heading, results, target)}
